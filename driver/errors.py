@@ -33,7 +33,14 @@ class Conflict(TrestleError):
 
 
 class PortInUse(Conflict):
-    """A host port is taken; the text is Docker's own, since people and tools look for it."""
+    """A host port is taken; the text is Docker's own, since people and tools look for it.
+
+    ``owner`` is the endpoint that holds the port where it is one of ours, else None.
+    """
+
+    def __init__(self, text: str, owner: str | None = None) -> None:
+        super().__init__(text)
+        self.owner = owner
 
 
 class Exhausted(Conflict):

@@ -42,17 +42,20 @@ CREATE TABLE pools (
     space    TEXT NOT NULL,
     prefix   TEXT NOT NULL,
     subrange TEXT,                    -- --ip-range, or NULL
-    cursor   BLOB                     -- packed address handed out last, or NULL
+    cursor   BLOB                     -- packed address that was chosen last, or NULL
 ) WITHOUT ROWID;
-CREATE TABLE addresses (
+CREATE TABLE addresses (              -- leases, and what is remembered of former ones
     pool_id TEXT NOT NULL REFERENCES pools(id) ON DELETE CASCADE,
     address BLOB NOT NULL,            -- packed, network byte order: sorts as a number
-    held    INTEGER NOT NULL,         -- 1 while leased; 0 keeps what is remembered below
+    held    INTEGER NOT NULL,         -- 1 while leased
+    gateway INTEGER NOT NULL,         -- 1 for the pool's gateway
     asked   INTEGER NOT NULL,         -- 1 if ever asked for by value (--ip, gateway, aux)
     name    TEXT,                     -- container name where the engine tells it (29+)
+    since   REAL NOT NULL,            -- when it was leased or released, seconds since 1970
     PRIMARY KEY (pool_id, address)
 ) WITHOUT ROWID;
 CREATE INDEX address_name ON addresses(pool_id, name) WHERE name IS NOT NULL;
+CREATE INDEX address_free ON addresses(pool_id, asked, name IS NOT NULL, since) WHERE NOT held;
 CREATE TABLE facts (key TEXT PRIMARY KEY, value TEXT NOT NULL) WITHOUT ROWID;
 """
 
