@@ -7,6 +7,7 @@
     │   ├── PortInUse    a host port is taken
     │   └── Exhausted    no address, pool or port is left
     ├── KernelError      the kernel or a firewall library refused (OSError)
+    │   └── TableMissing somebody removed our firewall table as a whole
     └── StateError       the state directory cannot be used
 
 ``str(error)`` is one sentence for the person who typed the command: what was wrong, with the
@@ -49,6 +50,10 @@ class Exhausted(Conflict):
 
 class KernelError(TrestleError, OSError):
     """The kernel, or the library that speaks to it, refused a change."""
+
+
+class TableMissing(KernelError):
+    """Our firewall table, or a part of its frame, is gone: it must be replaced as a whole."""
 
 
 class StateError(TrestleError):

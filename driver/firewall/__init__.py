@@ -6,8 +6,10 @@ kernel has when it needs to know.
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from typing import Protocol
 
+from driver.errors import TableMissing
 from driver.firewall.ruleset import EMPTY, Ruleset
 
 
@@ -17,10 +19,16 @@ class Firewall(Protocol):
     name: str
 
     def change(self, add: Ruleset = EMPTY, remove: Ruleset = EMPTY) -> None:
-        """Make ``remove`` absent and ``add`` present; doing it twice changes nothing."""
+        """Make ``remove`` absent and ``add`` present; doing it twice changes nothing.
+
+        Raises TableMissing when there is no frame to change: the caller replaces everything.
+        """
 
     def replace(self, want: Ruleset) -> list[str]:
         """Make the firewall hold exactly ``want``; return one line for each difference mended."""
+
+    def set_foreign(self, bridges: Iterable[str]) -> None:
+        """Name the bridges of other owners that lead to containers only: what is ours stays out of them."""
 
     def drift(self, want: Ruleset) -> list[str]:
         """One line for each difference between ``want`` and the kernel; changes nothing."""
@@ -29,4 +37,4 @@ class Firewall(Protocol):
         """Leave nothing of ours behind."""
 
 
-__all__ = ["EMPTY", "Firewall", "Ruleset"]
+__all__ = ["EMPTY", "Firewall", "Ruleset", "TableMissing"]

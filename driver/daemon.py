@@ -1,0 +1,105 @@
+"""The whole driver in one object: settings in, verbs and views out.
+
+This is where the parts are put together; it decides nothing that they do not.
+"""
+
+from __future__ import annotations
+
+import time
+from contextlib import suppress
+
+from driver import routes
+from driver.endpoint import Endpoints
+from driver.firewall import Firewall
+from driver.firewall.hook import Hook
+from driver.firewall.nftables import NftablesFirewall
+from driver.ipam import Ipam
+from driver.kernel import Kernel
+from driver.locks import Gate
+from driver.network import Networks
+from driver.plan import Plan, plan_all
+from driver.ports import HostPorts
+from driver.reconcile import Reconciler
+from driver.settings import Settings
+from driver.store import Store
+
+
+class Driver:
+    """Networks, endpoints, addresses and published ports of one host. Thread-safe, every verb idempotent.
+
+    Raises StateError when the state directory cannot be used.
+    """
+
+    def __init__(self, settings: Settings) -> None:
+        self.settings = settings
+        self.store = Store(settings.state_dir)
+        self.ports = HostPorts()
+        self.firewall: Firewall = NftablesFirewall(settings.mark)
+        self.hook = Hook(settings.mark, settings.hook)
+        self._gate = Gate()
+        self._started = time.time()
+        kernel = Kernel(settings.proc_sys_net)
+        self._reconciler = Reconciler(kernel, self.firewall, settings.uplinks, self._plan)
+        self.endpoints = Endpoints(self.store, kernel, self._reconciler, self.ports, self._gate)
+        self.networks = Networks(self.store, kernel, self._reconciler, self.endpoints, self._gate)
+        self.ipam = Ipam(
+            self.store, routes.prefixes, settings.pools4, settings.pools6, settings.exclude, living=self._living
+        )
+
+    def start(self) -> list[str]:
+        """Rebuild the kernel from the store; one line for each thing mended. Before the first answer."""
+        with self._gate.exclusive():
+            lines = self._mend()
+            return lines + self.endpoints.hold_ports()
+
+    def check(self) -> list[str]:
+        """One line for each difference between the store and the kernel; changes nothing."""
+        with self._gate.exclusive():
+            return self._reconciler.drift(self._plan()) + self.hook.drift()
+
+    def repair(self) -> list[str]:
+        """What ``check`` names, mended; one line for each."""
+        with self._gate.exclusive():
+            return self._mend()
+
+    def remove(self) -> None:
+        """Take everything of ours out of the kernel; the store stays. For uninstalling."""
+        with self._gate.exclusive():
+            self._reconciler.converge(Plan())
+            self.firewall.remove()
+            self.hook.remove()
+
+    def close(self) -> None:
+        """Let go of sockets and files; the kernel keeps what it has, so traffic goes on."""
+        with suppress(Exception):
+            self.ports.close()
+        self.store.close()
+
+    def status(self) -> dict[str, object]:
+        """What one wants to know first: backend, hook and counts."""
+        hook = self.hook.state()
+        return {
+            "firewall": {"backend": self.firewall.name, "mark": f"{self.settings.mark:#x}"},
+            "hook": {"side": hook.side, "chain": hook.chain, "why": hook.why},
+            "networks": len(self.store.networks()),
+            "endpoints": len(self.store.endpoints()),
+            "state_dir": str(self.settings.state_dir),
+            "uptime_seconds": round(time.time() - self._started, 1),
+        }
+
+    def _mend(self) -> list[str]:
+        lines = self.endpoints.bury_dead() + self._reconciler.converge(self._plan())
+        before = self.hook.drift()
+        self.hook.ensure()
+        return lines + before
+
+    def _plan(self) -> Plan:
+        return plan_all(self.store.networks(), self.store.endpoints())
+
+    def _living(self, prefix: str, address: str) -> bool:
+        """Whether an endpoint still has this address, so that a late release must not free it."""
+        return any(
+            self.store.endpoint_at(network.id, address)
+            for network in self.store.networks()
+            if any(subnet.pool == prefix for subnet in network.subnets)
+        )

@@ -1,0 +1,279 @@
+"""The verbs of endpoints: create, join, publish, and the way back.
+
+The order is that of ``driver.network``: remember, then make true; and the reverse on the way out.
+Revoke, Leave and DeleteEndpoint each undo whatever the ones before them did not, since dockerd
+does not always send all three (protocol page 2.11).
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+import msgspec
+
+from driver import conntrack
+from driver.checks import check_id, read_address, read_mac
+from driver.errors import Conflict, NotFound, PortInUse
+from driver.kernel import Kernel
+from driver.locks import Gate, KeyedLocks
+from driver.model import Endpoint, Family, GatewayMode, Network, PortBinding, PortRequest
+from driver.plan import FAMILIES, endpoint_mac, gateway_of, plan_endpoint, veth_names
+from driver.ports import HostPorts, opened_ports
+from driver.reconcile import Reconciler
+from driver.store import Store
+from driver.undo import or_undo
+
+log = logging.getLogger(__name__)
+
+ENDPOINT_IFNAME = "com.docker.network.endpoint.ifname"
+
+
+@dataclass(frozen=True, slots=True)
+class Join:
+    """What dockerd needs to move the interface in: its name here, the prefix of its name there, gateways."""
+
+    interface: str
+    prefix: str
+    gateway: str | None
+    gateway6: str | None
+
+
+class Endpoints:
+    """The endpoints of one host. Thread-safe; verbs on different endpoints run side by side."""
+
+    def __init__(self, store: Store, kernel: Kernel, reconciler: Reconciler, ports: HostPorts, gate: Gate) -> None:
+        self._store = store
+        self._kernel = kernel
+        self._reconciler = reconciler
+        self._ports = ports
+        self._gate = gate
+        self._locks = KeyedLocks()
+
+    # -- create and delete ------------------------------------------------------------------
+
+    def create_endpoint(
+        self,
+        network_id: str,
+        endpoint_id: str,
+        address4: str,
+        address6: str,
+        mac: str,
+        options: Mapping[str, object],
+    ) -> str:
+        """Remember an endpoint with the addresses that IPAM chose; return the MAC if none was given.
+
+        Raises Conflict when a living endpoint has one of the addresses.
+        """
+        check_id("endpoint", endpoint_id)
+        with self._gate.shared(), self._locks.hold(endpoint_id):
+            network = self._network(network_id)
+            endpoint = Endpoint(
+                id=endpoint_id,
+                network_id=network_id,
+                address4=(address := read_address(network, address4, 4)),
+                address6=read_address(network, address6, 6),
+                mac=read_mac(mac) or endpoint_mac(endpoint_id, address),
+                options={key: value for key, value in options.items() if isinstance(value, str)},
+            )
+            if ENDPOINT_IFNAME in endpoint.options:
+                log.warning("%s cannot be set by a remote driver and is ignored", ENDPOINT_IFNAME)
+            known = self._store.endpoint(endpoint_id)
+            if known is None:
+                self._free_addresses(network, endpoint)
+                self._store.put_endpoint(endpoint)
+            elif (known.address4, known.address6, known.mac) != (endpoint.address4, endpoint.address6, endpoint.mac):
+                raise Conflict(f"endpoint {endpoint_id[:12]} exists with other addresses; delete it first")
+        return "" if mac else endpoint.mac
+
+    def delete_endpoint(self, network_id: str, endpoint_id: str) -> None:
+        """Forget an endpoint and undo what Leave and Revoke did not; an unknown one is fine."""
+        with self._gate.shared(), self._locks.hold(endpoint_id):
+            found = self._find(network_id, endpoint_id)
+            if found:
+                self._remove(*found)
+
+    def remove_all(self, network: Network) -> None:
+        """Forget every endpoint of a network that goes. The caller holds the gate."""
+        for endpoint in self._store.endpoints(network.id):
+            with self._locks.hold(endpoint.id):
+                self._remove(network, endpoint)
+
+    # -- join and leave ---------------------------------------------------------------------
+
+    def join(self, network_id: str, endpoint_id: str, sandbox: str) -> Join:
+        """Make the veth pair, host end up and in the bridge, and say what belongs in the container."""
+        with self._gate.shared(), self._locks.hold(endpoint_id):
+            network, endpoint = self._known(network_id, endpoint_id)
+            joined = msgspec.structs.replace(endpoint, sandbox=sandbox)
+            self._store.put_endpoint(joined)
+            or_undo(
+                lambda: self._reconciler.apply(plan_endpoint(network, joined)),
+                lambda: self._part(network, joined),
+            )
+        return Join(
+            interface=veth_names(endpoint_id)[1],
+            prefix=network.options.container_iface_prefix,
+            gateway=gateway_of(network, endpoint.ip(4)),
+            gateway6=gateway_of(network, endpoint.ip(6)),
+        )
+
+    def leave(self, network_id: str, endpoint_id: str) -> None:
+        """Remove the veth pair and every published port; an unknown endpoint is fine."""
+        with self._gate.shared(), self._locks.hold(endpoint_id):
+            found = self._find(network_id, endpoint_id)
+            if found and (found[1].joined or found[1].bindings is not None):
+                self._part(*found)
+
+    # -- published ports --------------------------------------------------------------------
+
+    def publish(
+        self, network_id: str, endpoint_id: str, requests: Sequence[PortRequest], *, no_proxy_6to4: bool = False
+    ) -> None:
+        """Publish exactly these ports (ProgramExternalConnectivity: set, not add; protocol page 2.10).
+
+        ``no_proxy_6to4`` asks for no proxy from the host's IPv6 to the container's IPv4; there is
+        never one here. Raises PortInUse in Docker's own words; then nothing is published.
+        """
+        with self._gate.shared(), self._locks.hold(endpoint_id):
+            network, endpoint = self._known(network_id, endpoint_id)
+            wanted = () if network.options.internal else tuple(sorted(set(requests), key=_order))
+            if endpoint.bindings is not None:
+                if endpoint.requests == wanted:
+                    self._reconciler.apply(plan_endpoint(network, endpoint))
+                    return
+                endpoint = self._withdraw_ports(network, endpoint)
+            bindings = self._bind(network, endpoint, wanted)
+            published = msgspec.structs.replace(endpoint, requests=wanted, bindings=bindings)
+            or_undo(
+                lambda: self._publish(network, endpoint, published),
+                lambda: self._withdraw_ports(network, published),
+            )
+
+    def unpublish(self, network_id: str, endpoint_id: str) -> None:
+        """Take back every published port; an unknown endpoint is fine."""
+        with self._gate.shared(), self._locks.hold(endpoint_id):
+            found = self._find(network_id, endpoint_id)
+            if found and found[1].bindings is not None:
+                self._withdraw_ports(*found)
+
+    def hold_ports(self) -> list[str]:
+        """At start: take again every host port that the store says is published. One line for each loss."""
+        lost = []
+        for endpoint in self._store.endpoints():
+            translated = [binding for binding in endpoint.bindings or () if binding.host_port]
+            for binding in self._ports.hold(endpoint.id, translated):
+                where = f"{binding.host_ip} port {binding.host_port}"
+                lost.append(f"{where} of endpoint {endpoint.id[:12]} is taken by another program of this host")
+        return lost
+
+    def _publish(self, network: Network, before: Endpoint, after: Endpoint) -> None:
+        self._store.put_endpoint(after)
+        self._reconciler.change_rules(add=plan_endpoint(network, after).rules - plan_endpoint(network, before).rules)
+        conntrack.flush_ports(after.bindings or ())
+
+    def _withdraw_ports(self, network: Network, endpoint: Endpoint) -> Endpoint:
+        """The endpoint with nothing published: in the firewall, in the table of held ports, in the store."""
+        silent = msgspec.structs.replace(endpoint, requests=(), bindings=None)
+        rules = plan_endpoint(network, endpoint).rules - plan_endpoint(network, silent).rules
+        self._reconciler.change_rules(remove=rules)
+        self._ports.release(endpoint.id)
+        conntrack.flush_ports(endpoint.bindings or ())
+        self._store.put_endpoint(silent)
+        return silent
+
+    def _bind(self, network: Network, endpoint: Endpoint, requests: Sequence[PortRequest]) -> tuple[PortBinding, ...]:
+        """What to publish: reserved host ports where they are translated, opened ones where they are routed."""
+        families = [family for family in FAMILIES if endpoint.ip(family)]
+        routed = [f for f in families if network.options.gateway_mode(f) is GatewayMode.ROUTED]
+        translated = [family for family in families if family not in routed]
+        opened = opened_ports(requests, routed)
+        if not translated or not requests:
+            return opened
+        try:
+            return opened + self._reserve(network, endpoint, requests, translated)
+        except PortInUse as clash:
+            owner = self._store.endpoint(clash.owner) if clash.owner else None
+            if owner is None or self._is_alive(owner):
+                raise
+            self._bury(owner)
+            return opened + self._reserve(network, endpoint, requests, translated)
+
+    def _reserve(
+        self, network: Network, endpoint: Endpoint, requests: Sequence[PortRequest], families: Sequence[Family]
+    ) -> tuple[PortBinding, ...]:
+        binding = network.options.host_binding_ipv4
+        return self._ports.reserve(endpoint.id, requests, families=families, default_host_ip=binding)
+
+    # -- the dead ---------------------------------------------------------------------------
+
+    def bury_dead(self) -> list[str]:
+        """Forget joined endpoints whose veth pair is gone, and say so in one line each.
+
+        The pair dies with the container's network namespace, so its absence is proof. The caller
+        holds the gate exclusively.
+        """
+        dead = [e for e in self._store.endpoints() if e.joined and not self._kernel.exists(veth_names(e.id)[0])]
+        for endpoint in dead:
+            self._bury(endpoint)
+        return [f"endpoint {e.id[:12]} ({e.ip(4) or e.ip(6) or e.mac}) has lost its veth pair" for e in dead]
+
+    def _free_addresses(self, network: Network, endpoint: Endpoint) -> None:
+        """An address that comes again proves its old owner dead (protocol page 0.3, rule 6), unless it lives."""
+        for ip in filter(None, map(endpoint.ip, FAMILIES)):
+            owner = self._store.endpoint_at(network.id, ip)
+            if owner is None:
+                continue
+            if self._is_alive(owner):
+                raise Conflict(f"address {ip} is in use by endpoint {owner.id[:12]} of the same network")
+            self._bury(owner)
+
+    def _is_alive(self, endpoint: Endpoint) -> bool:
+        """Whether a container uses it: joined, and the far end of its veth pair is up."""
+        if not endpoint.joined:
+            return False
+        with self._kernel.session() as session:
+            link = session.link(veth_names(endpoint.id)[0])
+        return link is not None and link.carrier
+
+    def _bury(self, endpoint: Endpoint) -> None:
+        log.warning("endpoint %s is dead: its container is gone, its addresses and ports are free", endpoint.id[:12])
+        self._remove(self._network(endpoint.network_id), endpoint)
+
+    # -- shared steps -----------------------------------------------------------------------
+
+    def _part(self, network: Network, endpoint: Endpoint) -> None:
+        """Take an endpoint out of the kernel; its row stays, as before Join."""
+        self._reconciler.withdraw(plan_endpoint(network, endpoint))
+        self._ports.release(endpoint.id)
+        conntrack.flush_addresses([ip for ip in map(endpoint.ip, FAMILIES) if ip])
+        self._store.put_endpoint(msgspec.structs.replace(endpoint, sandbox=None, requests=(), bindings=None))
+
+    def _remove(self, network: Network, endpoint: Endpoint) -> None:
+        if endpoint.joined or endpoint.bindings is not None:
+            self._part(network, endpoint)
+        self._store.drop_endpoint(endpoint.id)
+
+    def _find(self, network_id: str, endpoint_id: str) -> tuple[Network, Endpoint] | None:
+        network, endpoint = self._store.network(network_id), self._store.endpoint(endpoint_id)
+        if network is None or endpoint is None or endpoint.network_id != network_id:
+            return None
+        return network, endpoint
+
+    def _network(self, network_id: str) -> Network:
+        network = self._store.network(network_id)
+        if network is None:
+            raise NotFound(f"network {network_id[:12]!r} is unknown to trestle; remove it and create it again")
+        return network
+
+    def _known(self, network_id: str, endpoint_id: str) -> tuple[Network, Endpoint]:
+        network, endpoint = self._network(network_id), self._store.endpoint(endpoint_id)
+        if endpoint is None or endpoint.network_id != network_id:
+            raise NotFound(f"endpoint {endpoint_id[:12]!r} is unknown in network {network_id[:12]}")
+        return network, endpoint
+
+
+def _order(request: PortRequest) -> tuple[int, int, int, str]:
+    """dockerd's order changes from call to call (protocol page 2.7)."""
+    return request.proto, request.host_port, request.container_port, request.host_ip or ""

@@ -1,0 +1,276 @@
+"""Links, addresses and sysctls of the host, by netlink: the only module that changes them.
+
+Each transaction opens one IPRoute and closes it: a long-lived pyroute2 socket leaks on look-ups,
+and a shared one is not safe between threads. Nothing observed is kept from one to the next.
+"""
+
+from __future__ import annotations
+
+import errno
+import os
+import socket
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from pyroute2 import IPRoute
+from pyroute2.netlink.exceptions import NetlinkDumpInterrupted, NetlinkError
+
+from driver.errors import KernelError
+from driver.plan import Bridge, Veth
+
+# Every link that we make is in this group ("tr"): `ip link show group 29810` lists them, and a
+# link in it that no network or endpoint explains is garbage of ours.
+LINK_GROUP = 0x7472
+IFF_UP = 0x1
+IFF_LOWER_UP = 0x10000
+IFA_F_NODAD = 0x02
+
+
+@dataclass(frozen=True, slots=True)
+class Link:
+    """A link as the kernel shows it. ``master`` is the name of its bridge."""
+
+    name: str
+    kind: str
+    group: int
+    mtu: int
+    mac: str
+    up: bool
+    carrier: bool
+    master: str | None
+    isolated: bool
+
+    @property
+    def ours(self) -> bool:
+        """Whether Trestle made it."""
+        return self.group == LINK_GROUP
+
+
+@dataclass(frozen=True, slots=True)
+class Observed:
+    """What the kernel holds: links and their addresses (with prefix length) by name, sysctls by path."""
+
+    links: dict[str, Link] = field(default_factory=dict)
+    addresses: dict[str, frozenset[str]] = field(default_factory=dict)
+    sysctls: dict[str, str] = field(default_factory=dict)
+
+
+class Session:
+    """One netlink transaction. Errors are KernelError with the link and the kernel's reason."""
+
+    def __init__(self, ipr: IPRoute, proc_sys_net: Path) -> None:
+        self._ipr = ipr
+        self._proc = proc_sys_net
+
+    # -- look -------------------------------------------------------------------------------
+
+    def link(self, name: str) -> Link | None:
+        """One link by name, or None."""
+        try:
+            messages = self._ipr.link("get", ifname=name)
+        except NetlinkError as error:
+            if error.code == errno.ENODEV:
+                return None
+            raise KernelError(f"cannot look up link {name}: {os.strerror(error.code)}") from error
+        return next((_link(message, {}) for message in messages), None)
+
+    def addresses(self, name: str) -> frozenset[str]:
+        """The addresses of one link, with prefix length."""
+        index = self._index(name)
+        return frozenset(_address(message) for message in self._dump(lambda: self._ipr.get_addr(index=index)))
+
+    def observe(self, sysctls: Iterable[str]) -> Observed:
+        """All links and addresses of this network namespace, and the sysctls that are named."""
+        messages = self._dump(self._ipr.get_links)
+        names = {message["index"]: message.get_attr("IFLA_IFNAME") for message in messages}
+        links = [_link(message, names) for message in messages]
+        addresses: dict[str, set[str]] = {}
+        for message in self._dump(self._ipr.get_addr):
+            name = names.get(message["index"], "")
+            addresses.setdefault(name, set()).add(_address(message))
+        return Observed(
+            links={link.name: link for link in links},
+            addresses={name: frozenset(values) for name, values in addresses.items()},
+            sysctls={path: self.sysctl(path) for path in sysctls},
+        )
+
+    def sysctl(self, path: str) -> str:
+        """The value of a sysctl, "" where the kernel or the interface has none."""
+        try:
+            return (self._proc / path).read_text().strip()
+        except OSError:
+            return ""
+
+    def uplink_mtu(self) -> int | None:
+        """The MTU of the interface that holds the default route (IPv4 first), or None."""
+        for family in (socket.AF_INET, socket.AF_INET6):
+            for route in self._dump(lambda family=family: self._ipr.get_default_routes(family=family)):
+                index = route.get_attr("RTA_OIF")
+                for message in self._ipr.link("get", index=index) if index else ():
+                    return int(message.get_attr("IFLA_MTU"))
+        return None
+
+    def _dump(self, dump: Any) -> list[Any]:
+        """A dump, repeated while links change under it (netlink(7), NLM_F_DUMP_INTR)."""
+        for _ in range(10):
+            try:
+                return list(dump())
+            except NetlinkDumpInterrupted:
+                continue
+        raise KernelError("links change too fast to be listed; try again")
+
+    # -- change -----------------------------------------------------------------------------
+
+    def create_bridge(self, bridge: Bridge) -> bool:
+        """Make the device, up. False if a link of that name exists."""
+        return self._create(
+            ifname=bridge.name, kind="bridge", group=LINK_GROUP, mtu=bridge.mtu, address=bridge.mac, state="up"
+        )
+
+    def create_veth(self, veth: Veth) -> bool:
+        """Make the pair with the host end up and in its bridge. False if a link of that name exists."""
+        return self._create(
+            ifname=veth.name,
+            kind="veth",
+            group=LINK_GROUP,
+            mtu=veth.mtu,
+            master=self._index(veth.bridge),
+            state="up",
+            peer={"ifname": veth.peer, "mtu": veth.mtu, "address": veth.mac},
+        )
+
+    def delete_link(self, name: str) -> None:
+        """Remove a link; one that is gone already is fine."""
+        self._change(f"remove link {name}", "link", "del", (errno.ENODEV,), ifname=name)
+
+    def set_up(self, name: str) -> None:
+        """Bring a link up."""
+        self._change(f"bring up {name}", "link", "set", index=self._index(name), state="up")
+
+    def set_mtu(self, name: str, mtu: int) -> None:
+        """Set the MTU in bytes."""
+        self._change(f"set MTU {mtu} on {name}", "link", "set", index=self._index(name), mtu=mtu)
+
+    def set_master(self, name: str, bridge: str) -> None:
+        """Make a link a port of a bridge."""
+        self._change(
+            f"put {name} into {bridge}", "link", "set", index=self._index(name), master=self._index(bridge)
+        )
+
+    def set_isolated(self, name: str, isolated: bool) -> None:
+        """Keep a bridge port from talking to other isolated ports (IFLA_BRPORT_ISOLATED)."""
+        self._change(f"isolate {name}", "brport", "set", index=self._index(name), isolated=int(isolated))
+
+    def add_address(self, name: str, address: str) -> None:
+        """Give a link an address with prefix length; no duplicate detection, since nothing else may have it."""
+        ip, _, length = address.partition("/")
+        self._change(
+            f"give {name} the address {address}", "addr", "add", (errno.EEXIST,),
+            index=self._index(name), address=ip, prefixlen=int(length), **_nodad(ip),
+        )  # fmt: skip
+
+    def delete_address(self, name: str, address: str) -> None:
+        """Take an address from a link; one that is gone already is fine."""
+        ip, _, length = address.partition("/")
+        self._change(
+            f"take the address {address} from {name}", "addr", "del", (errno.EADDRNOTAVAIL, errno.ENODEV),
+            index=self._index(name), address=ip, prefixlen=int(length),
+        )  # fmt: skip
+
+    def set_sysctl(self, path: str, value: str) -> None:
+        """Write a sysctl, a path relative to /proc/sys/net; an absent IPv6 stack is no error for "off"."""
+        try:
+            (self._proc / path).write_text(value)
+        except FileNotFoundError:
+            if not path.endswith("/disable_ipv6"):
+                raise KernelError(f"cannot set {path}={value}: this kernel or interface has no such setting") from None
+        except OSError as error:
+            raise KernelError(f"cannot set {self._proc / path} to {value}: {error.strerror}") from error
+
+    def _create(self, **attributes: Any) -> bool:
+        try:
+            self._ipr.link("add", **attributes)
+        except NetlinkError as error:
+            if error.code == errno.EEXIST:
+                return False
+            what = f"{attributes['kind']} {attributes['ifname']}"
+            raise KernelError(f"cannot create {what}: {os.strerror(error.code)}") from error
+        return True
+
+    def _change(self, what: str, table: str, verb: str, fine: tuple[int, ...] = (), **attributes: Any) -> None:
+        try:
+            getattr(self._ipr, table)(verb, **attributes)
+        except NetlinkError as error:
+            if error.code not in fine:
+                raise KernelError(f"cannot {what}: {os.strerror(error.code)}") from error
+
+    def _index(self, name: str) -> int:
+        try:
+            return socket.if_nametoindex(name)
+        except OSError:
+            raise KernelError(f"link {name} is missing; `trestle repair` makes it again") from None
+
+
+class Kernel:
+    """Opens sessions. ``proc_sys_net`` is where /proc/sys/net can be written (a managed plugin has it elsewhere)."""
+
+    def __init__(self, proc_sys_net: Path) -> None:
+        self._proc = proc_sys_net
+
+    @contextmanager
+    def session(self) -> Iterator[Session]:
+        """One transaction."""
+        with IPRoute() as ipr:
+            yield Session(ipr, self._proc)
+
+    def exists(self, name: str) -> bool:
+        """Whether a link of this name is here; cheaper than a look-up."""
+        try:
+            socket.if_nametoindex(name)
+        except OSError:
+            return False
+        return True
+
+
+def foreign_bridges(links: Iterable[Link], uplinks: Iterable[str]) -> frozenset[str]:
+    """Bridges of other owners (Docker's, say) that hold only veth ports, so lead nowhere but to containers.
+
+    A bridge with any other port, or named in ``uplinks``, is a way to the outside.
+    """
+    links = list(links)
+    outward = {link.master for link in links if link.master and link.kind != "veth"} | set(uplinks)
+    return frozenset(link.name for link in links if link.kind == "bridge" and not link.ours) - outward
+
+
+def _nodad(ip: str) -> dict[str, int]:
+    return {"flags": IFA_F_NODAD} if ":" in ip else {}
+
+
+def _address(message: Any) -> str:
+    # A point-to-point address keeps its own end in IFA_LOCAL.
+    ip = message.get_attr("IFA_LOCAL") or message.get_attr("IFA_ADDRESS")
+    return f"{ip}/{message['prefixlen']}"
+
+
+def _link(message: Any, names: dict[int, str]) -> Link:
+    info = message.get_attr("IFLA_LINKINFO")
+    master = message.get_attr("IFLA_MASTER")
+    return Link(
+        name=message.get_attr("IFLA_IFNAME"),
+        kind=(info and info.get_attr("IFLA_INFO_KIND")) or "",
+        group=message.get_attr("IFLA_GROUP") or 0,
+        mtu=message.get_attr("IFLA_MTU"),
+        mac=message.get_attr("IFLA_ADDRESS") or "",
+        up=bool(message["flags"] & IFF_UP),
+        carrier=bool(message["flags"] & IFF_LOWER_UP),
+        master=None if master is None else names.get(master) or socket.if_indextoname(master),
+        isolated=bool(_port_attribute(info, "IFLA_BRPORT_ISOLATED")),
+    )
+
+
+def _port_attribute(info: Any, name: str) -> Any:
+    data = info and info.get_attr("IFLA_INFO_SLAVE_DATA")
+    return data.get_attr(name) if data is not None and hasattr(data, "get_attr") else None

@@ -1,0 +1,103 @@
+"""The verbs of networks: check, remember, make true.
+
+Create: the store first, the kernel second, so that a crash in between is finished at the next
+start. Delete: the kernel first, the store second. A verb that fails undoes its kernel work, then
+its row, and reports the first cause. Every verb may come twice, late, or for something unknown
+(protocol page 0.3): it then ends as the first time would have.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+
+from driver.checks import PoolData, check_id, read_subnet, refuse_clash
+from driver.endpoint import Endpoints
+from driver.errors import Conflict
+from driver.kernel import Kernel
+from driver.locks import Gate, KeyedLocks
+from driver.model import GatewayMode, Network, NetworkOptions, Subnet
+from driver.options import read_options
+from driver.plan import bridge_name, plan_network
+from driver.reconcile import Reconciler
+from driver.store import Store
+from driver.undo import or_undo
+
+DEFAULT_MTU = 1500
+
+
+class Networks:
+    """The networks of one host. Thread-safe; verbs on different networks run side by side."""
+
+    def __init__(
+        self, store: Store, kernel: Kernel, reconciler: Reconciler, endpoints: Endpoints, gate: Gate
+    ) -> None:
+        self._store = store
+        self._kernel = kernel
+        self._reconciler = reconciler
+        self._endpoints = endpoints
+        self._gate = gate
+        self._locks = KeyedLocks()
+
+    def skips_gateway(self, options: Mapping[str, object]) -> tuple[bool, bool]:
+        """Whether IPv4 and IPv6 need no gateway address (GwAllocCheck, protocol page 2.2)."""
+        parsed = read_options(options)
+        isolated4 = parsed.gateway_mode_ipv4 is GatewayMode.ISOLATED
+        return isolated4 or parsed.inhibit_ipv4, parsed.gateway_mode_ipv6 is GatewayMode.ISOLATED
+
+    def create_network(
+        self, network_id: str, options: Mapping[str, object], ipv4: Sequence[PoolData], ipv6: Sequence[PoolData]
+    ) -> None:
+        """Make a network. The same call again succeeds; another one of the same id is refused."""
+        check_id("network", network_id)
+        parsed = read_options(options)
+        read = [read_subnet(data, 4) for data in ipv4] + [read_subnet(data, 6) for data in ipv6]
+        subnets = tuple(subnet for subnet in read if subnet)
+        with self._gate.shared(), self._locks.hold(network_id):
+            known = self._store.network(network_id)
+            if known is not None:
+                if (known.options, known.subnets) != (parsed, subnets):
+                    raise Conflict(f"network {network_id[:12]} exists with other options; remove it first")
+                self._reconciler.apply(plan_network(known))
+                return
+            network = self._new(network_id, parsed, subnets)
+            with self._store.transaction():
+                for other in self._store.networks():
+                    refuse_clash(network, other)
+                self._store.put_network(network)
+            or_undo(lambda: self._reconciler.apply(plan_network(network)), lambda: self._remove(network))
+
+    def delete_network(self, network_id: str) -> None:
+        """Remove a network and whatever is left of its endpoints; an unknown one is fine."""
+        with self._gate.shared(), self._locks.hold(network_id):
+            network = self._store.network(network_id)
+            if network is not None:
+                self._endpoints.remove_all(network)
+                self._remove(network)
+
+    def _new(self, network_id: str, options: NetworkOptions, subnets: tuple[Subnet, ...]) -> Network:
+        """The network with what the host decides: device, ownership, MTU."""
+        bridge = options.bridge_name or bridge_name(network_id)
+        with self._kernel.session() as session:
+            link = session.link(bridge)
+            mtu = options.mtu or session.uplink_mtu() or DEFAULT_MTU
+            kept = session.addresses(bridge) if link and not link.ours else frozenset()
+        if link is not None and link.kind != "bridge":
+            raise Conflict(f"link {bridge} exists and is no bridge; choose another com.docker.network.bridge.name")
+        return Network(
+            id=network_id,
+            bridge=bridge,
+            owns_bridge=link is None or link.ours,
+            mtu=mtu,
+            subnets=subnets,
+            options=options,
+            kept_addresses=tuple(sorted(kept)),
+        )
+
+    def _remove(self, network: Network) -> None:
+        plan = plan_network(network)
+        self._reconciler.withdraw(plan, keep_bridges=not network.owns_bridge)
+        if not network.owns_bridge and self._kernel.exists(network.bridge):
+            with self._kernel.session() as session:
+                for address in set(plan.bridges[network.bridge].addresses) - set(network.kept_addresses):
+                    session.delete_address(network.bridge, address)
+        self._store.drop_network(network.id)
