@@ -12,6 +12,7 @@ import time
 import uuid
 from collections.abc import Callable
 from functools import partial
+from importlib import metadata
 from typing import Any
 
 from flask import Flask, Response, request
@@ -123,7 +124,7 @@ def _views(driver: Driver) -> dict[str, tuple[str, View]]:
     store = driver.store
     return {
         "/health": ("GET", lambda: _health(driver)),
-        f"{OWN}status": ("GET", driver.status),
+        f"{OWN}status": ("GET", lambda: {"version": metadata.version("trestle"), **driver.status()}),
         f"{OWN}networks": ("GET", lambda: view.networks(store.networks(), store.endpoints())),
         f"{OWN}endpoints": ("GET", lambda: view.endpoints(store.networks(), store.endpoints())),
         f"{OWN}ports": ("GET", lambda: view.ports(store.networks(), store.endpoints())),

@@ -21,7 +21,6 @@ from driver.endpoint import Join
 from driver.errors import InvalidRequest
 from driver.model import PortRequest
 
-
 PORTMAP = "com.docker.network.portmap"
 EXPOSED = "com.docker.network.endpoint.exposedports"
 NO_PROXY_6TO4 = "com.docker.network.driver.private.no_proxy_6to4"

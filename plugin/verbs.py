@@ -73,10 +73,7 @@ def _delete_endpoint(driver: Driver, request: messages.EndpointOnly) -> Answer:
 
 
 def _join(driver: Driver, request: messages.Sandbox) -> Answer:
-    join = driver.endpoints.join(
-        request.network_id, request.endpoint_id, request.sandbox_key or "", request.port_requests()
-    )
-    return messages.Joined.of(join)
+    return messages.Joined.of(driver.endpoints.join(request.network_id, request.endpoint_id, request.sandbox_key or ""))
 
 
 def _leave(driver: Driver, request: messages.EndpointOnly) -> Answer:
