@@ -1,0 +1,26 @@
+"""Options and order of all tests: pure ones first, then those with a kernel, then those with a Docker engine."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+ORDER = ("unit", "netns", "engine")
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    """--full: every engine, and the long runs."""
+    parser.addoption(
+        "--full", action="store_true", help="on every Docker engine that script/engines knows, and long runs"
+    )
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Cheap and telling first."""
+
+    def rank(item: pytest.Item) -> int:
+        part = Path(item.path).relative_to(Path(__file__).parent).parts[0]
+        return ORDER.index(part) if part in ORDER else len(ORDER)
+
+    items.sort(key=rank)

@@ -1,0 +1,106 @@
+"""One engine for many tests; a test that fails or leaves something behind costs the others a new one, nothing more."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+from collections.abc import Generator, Iterator
+
+import pytest
+
+from .engine import SUITES, Engine
+from .lab import Lab
+
+_FAILED = pytest.StashKey[bool]()
+
+
+class Engines:
+    """The engines that run, by suite; started when first asked for."""
+
+    def __init__(self) -> None:
+        self._running: dict[str, Engine] = {}
+
+    def get(self, suite: str) -> Engine:
+        """A running engine with trestle beside it and the image loaded."""
+        if suite not in self._running:
+            engine = Engine(suite)
+            self._running[suite] = engine
+            try:
+                engine.start()
+                engine.load_image()
+                engine.daemon.start()
+            except BaseException:
+                self.discard(suite)
+                raise
+        return self._running[suite]
+
+    def discard(self, suite: str) -> None:
+        """End one, whatever its state."""
+        if engine := self._running.pop(suite, None):
+            engine.close()
+
+    def close(self) -> None:
+        """End all."""
+        for suite in list(self._running):
+            self.discard(suite)
+
+
+def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
+    """Every engine test runs on the engine of this machine, with --full on every engine that Debian has."""
+    if "lab" in metafunc.fixturenames:
+        suites = list(SUITES) if metafunc.config.getoption("--full") else ["host"]
+        metafunc.parametrize("lab", suites, indirect=True, scope="function")
+
+
+@pytest.fixture(scope="session")
+def engines() -> Iterator[Engines]:
+    """All of them; ended with the test run."""
+    assert os.geteuid() == 0, "these tests run a Docker engine in namespaces: run them as root"
+    with contextlib.closing(Engines()) as made:
+        yield made
+
+
+@pytest.fixture
+def lab(request: pytest.FixtureRequest, engines: Engines) -> Iterator[Lab]:
+    """An engine with no container and no network on it, as it must be again afterwards."""
+    suite: str = request.param
+    engine = engines.get(suite)
+    lab = Lab(engine)
+    try:
+        yield lab
+    finally:
+        lab.close()
+        clean = False
+        try:
+            if not request.node.stash.get(_FAILED, False):
+                _reset(engine)
+                left = lab.remains()
+                clean = not left
+                assert not left, "left behind:\n" + "\n".join(left)
+        finally:
+            if not clean:
+                engines.discard(suite)
+
+
+def _reset(engine: Engine) -> None:
+    """Back to how the tests find it."""
+    if engine.process is None or engine.options:
+        engine.stop()
+        engine.start()
+    if engine.daemon.process is None or engine.daemon.settings:
+        engine.daemon.stop()
+        engine.daemon.start()
+    engine.clear()
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_makereport(item: pytest.Item) -> Generator[None, pytest.TestReport, pytest.TestReport]:
+    """A failing test shows what dockerd and trestle said meanwhile."""
+    report = yield
+    if report.failed:
+        item.stash[_FAILED] = True
+        lab = getattr(item, "funcargs", {}).get("lab")
+        if isinstance(lab, Lab):
+            with contextlib.suppress(OSError):
+                report.sections.extend(lab.logs())
+    return report
