@@ -100,4 +100,4 @@ def refuse_clash(network: Network, other: Network) -> None:
 
 
 def _overlap(a: str, b: str) -> bool:
-    return ipaddress.ip_network(a).overlaps(ipaddress.ip_network(b))  # type: ignore[arg-type]  # the same family
+    return ipaddress.ip_network(a).overlaps(ipaddress.ip_network(b))

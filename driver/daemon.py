@@ -88,10 +88,10 @@ class Driver:
         }
 
     def _mend(self) -> list[str]:
-        lines = self.endpoints.bury_dead() + self._reconciler.converge(self._plan())
-        before = self.hook.drift()
-        self.hook.ensure()
-        return lines + before
+        # Bridges come first, so that a lost veth pair has a place to go back to.
+        bridges = self._reconciler.mend_bridges(self._plan())
+        lines = bridges + self.endpoints.restore_links() + self._reconciler.converge(self._plan())
+        return lines + self.hook.mend()
 
     def _plan(self) -> Plan:
         return plan_all(self.store.networks(), self.store.endpoints())

@@ -7,6 +7,7 @@ does not always send all three (protocol page 2.11).
 
 from __future__ import annotations
 
+import hashlib
 import logging
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -20,8 +21,10 @@ from driver.kernel import Kernel
 from driver.locks import Gate, KeyedLocks
 from driver.model import Endpoint, Family, GatewayMode, Network, PortBinding, PortRequest
 from driver.plan import FAMILIES, endpoint_mac, gateway_of, plan_endpoint, veth_names
-from driver.ports import HostPorts, opened_ports
+from driver.portmap import opened_ports
+from driver.ports import HostPorts
 from driver.reconcile import Reconciler
+from driver.sandbox import Sandbox
 from driver.store import Store
 from driver.undo import or_undo
 
@@ -138,14 +141,15 @@ class Endpoints:
         """
         with self._gate.shared(), self._locks.hold(endpoint_id):
             network, endpoint = self._known(network_id, endpoint_id)
-            wanted = () if network.options.internal else tuple(sorted(set(requests), key=_order))
+            wanted = () if network.options.internal else requests
+            digest = _digest(wanted)
             if endpoint.bindings is not None:
-                if endpoint.requests == wanted:
+                if endpoint.request_digest == digest:
                     self._reconciler.apply(plan_endpoint(network, endpoint))
                     return
                 endpoint = self._withdraw_ports(network, endpoint)
             bindings = self._bind(network, endpoint, wanted)
-            published = msgspec.structs.replace(endpoint, requests=wanted, bindings=bindings)
+            published = msgspec.structs.replace(endpoint, request_digest=digest, bindings=bindings)
             or_undo(
                 lambda: self._publish(network, endpoint, published),
                 lambda: self._withdraw_ports(network, published),
@@ -175,7 +179,7 @@ class Endpoints:
 
     def _withdraw_ports(self, network: Network, endpoint: Endpoint) -> Endpoint:
         """The endpoint with nothing published: in the firewall, in the table of held ports, in the store."""
-        silent = msgspec.structs.replace(endpoint, requests=(), bindings=None)
+        silent = msgspec.structs.replace(endpoint, request_digest="", bindings=None)
         rules = plan_endpoint(network, endpoint).rules - plan_endpoint(network, silent).rules
         self._reconciler.change_rules(remove=rules)
         self._ports.release(endpoint.id)
@@ -208,16 +212,34 @@ class Endpoints:
 
     # -- the dead ---------------------------------------------------------------------------
 
-    def bury_dead(self) -> list[str]:
-        """Forget joined endpoints whose veth pair is gone, and say so in one line each.
+    def without_link(self) -> list[Endpoint]:
+        """Joined endpoints whose veth pair is gone: somebody deleted it, or it died with the container."""
+        return [e for e in self._store.endpoints() if e.joined and not self._kernel.exists(veth_names(e.id)[0])]
 
-        The pair dies with the container's network namespace, so its absence is proof. The caller
-        holds the gate exclusively.
+    def restore_links(self) -> list[str]:
+        """Give lost veth pairs back to containers that live, forget the others; one line for each.
+
+        The bridges are there already. The caller holds the gate exclusively.
         """
-        dead = [e for e in self._store.endpoints() if e.joined and not self._kernel.exists(veth_names(e.id)[0])]
-        for endpoint in dead:
+        return [self._restore_link(endpoint) for endpoint in self.without_link()]
+
+    def _restore_link(self, endpoint: Endpoint) -> str:
+        network = self._network(endpoint.network_id)
+        addresses = [address for address in (endpoint.address4, endpoint.address6) if address]
+        gateways = [g for g in (gateway_of(network, endpoint.ip(family)) for family in FAMILIES) if g]
+        who = f"endpoint {endpoint.id[:12]} ({endpoint.ip(4) or endpoint.ip(6) or endpoint.mac})"
+        try:
+            with Sandbox(endpoint.sandbox or "") as sandbox:
+                self._reconciler.apply(plan_endpoint(network, endpoint))
+                with self._kernel.session() as session:
+                    session.move(veth_names(endpoint.id)[1], sandbox.fd)
+                # Only the container's gateway endpoint was told to publish (protocol page 2.10).
+                routes = gateways if endpoint.bindings is not None else []
+                sandbox.configure(veth_names(endpoint.id)[1], network.options.container_iface_prefix, addresses, routes)
+        except FileNotFoundError:
             self._bury(endpoint)
-        return [f"endpoint {e.id[:12]} ({e.ip(4) or e.ip(6) or e.mac}) has lost its veth pair" for e in dead]
+            return f"{who} is dead and forgotten: its container is gone"
+        return f"{who} has its veth pair again"
 
     def _free_addresses(self, network: Network, endpoint: Endpoint) -> None:
         """An address that comes again proves its old owner dead (protocol page 0.3, rule 6), unless it lives."""
@@ -248,7 +270,7 @@ class Endpoints:
         self._reconciler.withdraw(plan_endpoint(network, endpoint))
         self._ports.release(endpoint.id)
         conntrack.flush_addresses([ip for ip in map(endpoint.ip, FAMILIES) if ip])
-        self._store.put_endpoint(msgspec.structs.replace(endpoint, sandbox=None, requests=(), bindings=None))
+        self._store.put_endpoint(msgspec.structs.replace(endpoint, sandbox=None, request_digest="", bindings=None))
 
     def _remove(self, network: Network, endpoint: Endpoint) -> None:
         if endpoint.joined or endpoint.bindings is not None:
@@ -274,6 +296,7 @@ class Endpoints:
         return network, endpoint
 
 
-def _order(request: PortRequest) -> tuple[int, int, int, str]:
-    """dockerd's order changes from call to call (protocol page 2.7)."""
-    return request.proto, request.host_port, request.container_port, request.host_ip or ""
+def _digest(requests: Sequence[PortRequest]) -> str:
+    """Equal for the same requests in any order, which changes from call to call (protocol page 2.7)."""
+    lines = sorted(f"{r.proto} {r.host_ip} {r.host_port} {r.host_port_end} {r.container_port}" for r in requests)
+    return hashlib.blake2b("\n".join(lines).encode(), digest_size=16).hexdigest()

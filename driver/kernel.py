@@ -156,9 +156,11 @@ class Session:
 
     def set_master(self, name: str, bridge: str) -> None:
         """Make a link a port of a bridge."""
-        self._change(
-            f"put {name} into {bridge}", "link", "set", index=self._index(name), master=self._index(bridge)
-        )
+        self._change(f"put {name} into {bridge}", "link", "set", index=self._index(name), master=self._index(bridge))
+
+    def move(self, name: str, namespace: int) -> None:
+        """Move a link into the network namespace behind a descriptor."""
+        self._change(f"move {name} into a container", "link", "set", index=self._index(name), net_ns_fd=namespace)
 
     def set_isolated(self, name: str, isolated: bool) -> None:
         """Keep a bridge port from talking to other isolated ports (IFLA_BRPORT_ISOLATED)."""

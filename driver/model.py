@@ -129,7 +129,8 @@ class Endpoint(Value, frozen=True):
 
     ``address4`` and ``address6`` carry the prefix length. ``sandbox`` is Docker's SandboxKey from
     Join on, None before and after. ``bindings`` is None until Docker makes this endpoint the
-    gateway of its container (ProgramExternalConnectivity), then what is published, maybe nothing.
+    gateway of its container (ProgramExternalConnectivity), then what is published, maybe nothing;
+    ``request_digest`` tells whether the same is asked again.
     """
 
     id: str
@@ -139,7 +140,7 @@ class Endpoint(Value, frozen=True):
     address6: str | None = None
     options: dict[str, str] = {}
     sandbox: str | None = None
-    requests: tuple[PortRequest, ...] = ()
+    request_digest: str = ""
     bindings: tuple[PortBinding, ...] | None = None
 
     @property

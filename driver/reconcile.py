@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from operator import methodcaller
 
 from driver.errors import KernelError
 from driver.firewall import EMPTY, Firewall, Ruleset, TableMissing
@@ -17,7 +18,7 @@ from driver.plan import Bridge, Plan, Veth
 
 @dataclass(frozen=True, slots=True)
 class Difference:
-    """One thing that is not as planned: a line for people, and what mends it."""
+    """One thing that is not as planned: a line for people, and the call of Session that mends it."""
 
     text: str
     mend: Callable[[Session], object]
@@ -35,26 +36,26 @@ def garbage(want: Plan, have: Observed) -> Iterator[Difference]:
     """Links of ours that the whole plan does not explain."""
     for link in have.links.values():
         if link.ours and link.name not in want.bridges and link.name not in want.veths:
-            yield Difference(f"{link.kind} {link.name} belongs to nothing", _delete(link.name))
+            yield Difference(f"{link.kind} {link.name} belongs to nothing", methodcaller("delete_link", link.name))
 
 
 def _bridge(bridge: Bridge, have: Observed) -> Iterator[Difference]:
     link = have.links.get(bridge.name)
     if link is None:
-        yield Difference(f"bridge {bridge.name} is missing", lambda s: s.create_bridge(bridge))
+        yield Difference(f"bridge {bridge.name} is missing", methodcaller("create_bridge", bridge))
     else:
         yield from _link(link, "bridge", bridge.mtu)
     for address in bridge.addresses:
         if address not in have.addresses.get(bridge.name, ()):
             yield Difference(
                 f"bridge {bridge.name} lacks the address {address}",
-                lambda s, address=address: s.add_address(bridge.name, address),
+                methodcaller("add_address", bridge.name, address),
             )
     for path, value in bridge.sysctls:
         if have.sysctls.get(path) != value:
             yield Difference(
                 f"{path} is {have.sysctls.get(path) or 'unset'}, not {value}",
-                lambda s, path=path, value=value: s.set_sysctl(path, value),
+                methodcaller("set_sysctl", path, value),
             )
 
 
@@ -66,23 +67,25 @@ def _veth(veth: Veth, have: Observed) -> Iterator[Difference]:
     yield from _link(link, "veth", veth.mtu)
     if link.master != veth.bridge:
         yield Difference(
-            f"veth {veth.name} is not in bridge {veth.bridge}", lambda s: s.set_master(veth.name, veth.bridge)
+            f"veth {veth.name} is not in bridge {veth.bridge}", methodcaller("set_master", veth.name, veth.bridge)
         )
     if link.isolated != veth.isolated:
         yield Difference(
             f"veth {veth.name} is {'not ' if veth.isolated else ''}isolated",
-            lambda s: s.set_isolated(veth.name, veth.isolated),
+            methodcaller("set_isolated", veth.name, veth.isolated),
         )
 
 
 def _link(link: Link, kind: str, mtu: int) -> Iterator[Difference]:
     """What bridges and veths have in common; an existing link that is not ours keeps its MTU."""
     if link.kind != kind:
-        raise KernelError(f"link {link.name} exists and is a {link.kind or 'device'}, not a {kind}; remove or rename it")
+        raise KernelError(
+            f"link {link.name} exists and is a {link.kind or 'device'}, not a {kind}; remove or rename it"
+        )
     if not link.up:
-        yield Difference(f"{kind} {link.name} is down", lambda s: s.set_up(link.name))
+        yield Difference(f"{kind} {link.name} is down", methodcaller("set_up", link.name))
     if link.ours and link.mtu != mtu:
-        yield Difference(f"{kind} {link.name} has MTU {link.mtu}, not {mtu}", lambda s: s.set_mtu(link.name, mtu))
+        yield Difference(f"{kind} {link.name} has MTU {link.mtu}, not {mtu}", methodcaller("set_mtu", link.name, mtu))
 
 
 def _create_veth(session: Session, veth: Veth) -> bool:
@@ -90,10 +93,6 @@ def _create_veth(session: Session, veth: Veth) -> bool:
     if created and veth.isolated:
         session.set_isolated(veth.name, True)
     return created
-
-
-def _delete(name: str) -> Callable[[Session], object]:
-    return lambda session: session.delete_link(name)
 
 
 class Reconciler:
@@ -141,6 +140,15 @@ class Reconciler:
         with self._kernel.session() as session:
             found = _all_differences(want, session.observe(_sysctls(want)))
         return [difference.text for difference in found] + self._firewall.drift(want.rules)
+
+    def mend_bridges(self, want: Plan) -> list[str]:
+        """Only the bridges of the whole plan; one line for each difference mended."""
+        bridges = Plan(bridges=want.bridges)
+        with self._kernel.session() as session:
+            found = list(differences(bridges, session.observe(_sysctls(bridges))))
+            for difference in found:
+                difference.mend(session)
+        return [difference.text for difference in found]
 
     def converge(self, want: Plan) -> list[str]:
         """Make the kernel hold exactly ``want``; one line for each difference mended.

@@ -1,0 +1,95 @@
+"""The container's side of a veth pair: looked at and touched only to give back what somebody deleted.
+
+dockerd moves and configures the interface at Join, once; nobody would do it again. If the pair is
+gone while the container's network namespace lives, Trestle makes it anew and sets it up inside as
+dockerd had. A managed plugin does not see Docker's namespaces and then cannot.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import errno
+import os
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any, TypeVar
+
+from pyroute2 import IPRoute
+from pyroute2.netlink.exceptions import NetlinkError
+
+from driver.errors import KernelError
+from driver.kernel import IFA_F_NODAD
+
+T = TypeVar("T")
+CLONE_NEWNET = 0x40000000
+_libc = ctypes.CDLL(None, use_errno=True)
+
+
+class Sandbox:
+    """An open network namespace. Raises FileNotFoundError when ``key`` names none (any more)."""
+
+    def __init__(self, key: str) -> None:
+        try:
+            self.fd = os.open(key, os.O_RDONLY | os.O_CLOEXEC)
+        except OSError as error:
+            raise FileNotFoundError(key) from error
+        # A thread of its own enters the namespace and ends there: no other work must ever run in it.
+        self._thread = ThreadPoolExecutor(1)
+        try:
+            self._thread.submit(_enter, self.fd).result()
+        except OSError as error:
+            self.close()
+            raise FileNotFoundError(key) from error
+
+    def __enter__(self) -> Sandbox:
+        return self
+
+    def __exit__(self, *exc: object) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """Let go of the namespace."""
+        self._thread.shutdown()
+        os.close(self.fd)
+
+    def configure(self, peer: str, prefix: str, addresses: Sequence[str], gateways: Sequence[str]) -> None:
+        """Name the interface ``peer`` as dockerd would, give it addresses and, where none is, default routes."""
+        self._run(lambda ip: _configure(ip, peer, prefix, addresses, gateways))
+
+    def _run(self, work: Callable[[Any], T]) -> T:
+        def inside() -> T:
+            with IPRoute() as ip:
+                return work(ip)
+
+        return self._thread.submit(inside).result()
+
+
+def _enter(fd: int) -> None:
+    if _libc.setns(fd, CLONE_NEWNET):
+        number = ctypes.get_errno()
+        raise OSError(number, os.strerror(number))
+
+
+def _configure(ip: Any, peer: str, prefix: str, addresses: Sequence[str], gateways: Sequence[str]) -> None:
+    links = {link.get_attr("IFLA_IFNAME"): link["index"] for link in ip.get_links()}
+    name = next(f"{prefix}{n}" for n in range(len(links) + 1) if f"{prefix}{n}" not in links)
+    index = links[peer]
+    try:
+        ip.link("set", index=index, ifname=name)
+        for address in addresses:
+            plain, _, length = address.partition("/")
+            flags = {"flags": IFA_F_NODAD} if ":" in plain else {}
+            ip.addr("add", index=index, address=plain, prefixlen=int(length), **flags)
+        ip.link("set", index=index, state="up")
+        for gateway in gateways:
+            _default_route(ip, index, gateway)
+    except NetlinkError as error:
+        raise KernelError(f"cannot set up {name} in a container: {os.strerror(error.code)}") from error
+
+
+def _default_route(ip: Any, index: int, gateway: str) -> None:
+    try:
+        ip.route("add", dst="default", gateway=gateway, oif=index)
+    except NetlinkError as error:
+        if error.code != errno.EEXIST:
+            raise

@@ -1,0 +1,312 @@
+"""The verbs on a real kernel: what they build, what flows, what is left, and what a restart finds."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from driver.checks import PoolData
+from driver.daemon import Driver
+from driver.errors import Conflict, InvalidRequest, NotFound, PortInUse
+from driver.kernel import LINK_GROUP
+from driver.plan import veth_names
+from driver.settings import Settings
+from tests.netns.libnetwork import UDP, Container, Libnetwork, new_id, port
+from tests.netns.probes import BRIEF
+from tests.netns.world import World, link_index
+
+
+@pytest.fixture
+def state(tmp_path: Path) -> Path:
+    return tmp_path / "state"
+
+
+@pytest.fixture
+def host(state: Path) -> Iterator[Libnetwork]:
+    """A driver on the host of a fresh world, with dockerd's half beside it."""
+    with World() as world:
+        driver = Driver(Settings(state_dir=state))
+        driver.start()
+        libnetwork = Libnetwork(driver, world)
+        try:
+            yield libnetwork
+        finally:
+            libnetwork.driver.close()
+
+
+def restart(host: Libnetwork, state: Path) -> list[str]:
+    """The daemon dies, without a word, and another starts."""
+    host.driver.close()
+    host.driver = Driver(Settings(state_dir=state))
+    return host.driver.start()
+
+
+def links(host: Libnetwork) -> dict[str, Any]:
+    """Links of ours, by name."""
+    found = host.world.host.netlink(lambda ip: list(ip.get_links()))
+    return {m.get_attr("IFLA_IFNAME"): m for m in found if m.get_attr("IFLA_GROUP") == LINK_GROUP}
+
+
+def ask(host: Libnetwork, container: Container, target: str, number: int, proto: str = "tcp") -> str:
+    return host.world.probe(container.inside, proto, target, number)
+
+
+# -- networks ------------------------------------------------------------------------------------
+
+
+def test_create_network_makes_a_bridge_with_its_addresses(host: Libnetwork) -> None:
+    net = host.network("10.70.0.0/24", "fd70::/64", driver__mtu="1400")
+    bridge = links(host)[f"br-{net.id[:12]}"]
+    assert bridge.get_attr("IFLA_MTU") == 1400
+    addresses = host.world.host.netlink(
+        lambda ip: {a.get_attr("IFA_ADDRESS") for a in ip.get_addr(index=bridge["index"])}
+    )
+    assert {"10.70.0.1", "fd70::1"} <= addresses
+
+
+def test_the_same_create_again_succeeds_and_another_of_that_id_is_refused(host: Libnetwork) -> None:
+    net = host.network("10.70.0.0/24")
+    host.driver.networks.create_network(net.id, net.options, *host.data(net.pools, {}))
+    with pytest.raises(Conflict, match="exists with other options"):
+        host.driver.networks.create_network(net.id, net.options, *host.data(["10.71.0.0/24"], {}))
+    assert host.driver.check() == []
+
+
+def test_a_create_that_fails_half_way_leaves_nothing(host: Libnetwork) -> None:
+    host.world.host.netlink(lambda ip: ip.link("add", ifname="dummy-br", kind="veth", peer={"ifname": "dummy-p"}))
+    with pytest.raises(Conflict, match="dummy-br exists and is no bridge"):
+        host.network("10.70.0.0/24", bridge__name="dummy-br")
+    assert host.driver.store.networks() == []
+    assert links(host) == {}
+    assert host.driver.check() == []
+
+
+def test_an_existing_bridge_is_used_and_kept_with_its_address(host: Libnetwork) -> None:
+    host.world.bridge("br-lan", "10.99.9.9/24")
+    net = host.network("10.70.0.0/24", bridge__name="br-lan")
+    host.remove(net)
+    index = host.world.host.index("br-lan")
+    left = host.world.host.netlink(lambda ip: {a.get_attr("IFA_ADDRESS") for a in ip.get_addr(index=index, family=2)})
+    assert left == {"10.99.9.9"}
+
+
+def test_two_networks_on_one_bridge_are_refused(host: Libnetwork) -> None:
+    host.network("10.70.0.0/24", bridge__name="br-one")
+    with pytest.raises(Conflict, match="bridge br-one"):
+        host.network("10.71.0.0/24", bridge__name="br-one")
+
+
+def test_the_null_ipam_makes_a_bridge_without_addresses(host: Libnetwork) -> None:
+    host.driver.networks.create_network(new_id(), {}, [PoolData("0.0.0.0/0", None, {})], [])
+    assert host.driver.store.networks()[0].subnets == ()
+    assert host.driver.check() == []
+
+
+@pytest.mark.parametrize("verb", ["delete_endpoint", "leave", "unpublish"])
+def test_the_way_out_of_something_unknown_is_fine(host: Libnetwork, verb: str) -> None:
+    getattr(host.driver.endpoints, verb)(new_id(), new_id())
+    host.driver.networks.delete_network(new_id())
+
+
+def test_the_way_in_to_something_unknown_is_refused_by_name(host: Libnetwork) -> None:
+    net = new_id()
+    with pytest.raises(NotFound, match=net[:12]):
+        host.driver.endpoints.join(net, new_id(), "/nowhere")
+    with pytest.raises(NotFound, match=net[:12]):
+        host.driver.endpoints.publish(net, new_id(), [])
+
+
+# -- endpoints -----------------------------------------------------------------------------------
+
+
+def test_join_makes_the_host_end_up_and_enslaved(host: Libnetwork) -> None:
+    net = host.network("10.70.0.0/24")
+    container = host.create("web", net)
+    answer = host.driver.endpoints.join(net.id, container.endpoint, "/var/run/docker/netns/not-there")
+    veth = links(host)[veth_names(container.endpoint)[0]]
+    assert veth["flags"] & 1
+    assert veth.get_attr("IFLA_MASTER") == host.world.host.index(f"br-{net.id[:12]}")
+    assert (answer.interface, answer.prefix) == (veth_names(container.endpoint)[1], "eth")
+    assert (answer.gateway, answer.gateway6) == ("10.70.0.1", None)
+
+
+def test_a_mac_is_returned_only_if_none_was_given(host: Libnetwork) -> None:
+    net = host.network("10.70.0.0/24")
+    create = host.driver.endpoints.create_endpoint
+    assert create(net.id, new_id(), "10.70.0.2/24", "", "", {}) == "02:42:0a:46:00:02"
+    assert create(net.id, new_id(), "10.70.0.3/24", "", "02:00:00:00:00:09", {}) == ""
+
+
+def test_containers_of_one_network_reach_each_other_and_the_outside(host: Libnetwork) -> None:
+    net = host.network("10.70.0.0/24", "fd70::/64")
+    one, two = host.run("one", net), host.run("two", net)
+    host.world.serve(two.inside, "tcp", 80)
+    host.world.serve(host.world.lan, "tcp", 90)
+    assert ask(host, one, two.ip4, 80) == f"two {one.ip4}"
+    assert ask(host, one, two.ip6, 80) == f"two {one.ip6}"
+    assert ask(host, one, World.LAN4, 90) == f"lan {World.HOST4}"
+    assert ask(host, one, World.LAN6, 90) == f"lan {World.HOST6}"
+
+
+def test_stop_and_remove_leave_nothing(host: Libnetwork) -> None:
+    net = host.network("10.70.0.0/24", "fd70::/64")
+    container = host.run("web", net, port(80, 8080), port(53, 5353, proto=UDP))
+    host.stop(container)
+    host.remove(net)
+    assert links(host) == {}
+    assert host.driver.store.endpoints() == []
+    assert host.driver.ports.held == 0
+    assert host.driver.check() == []
+
+
+def test_a_living_endpoints_address_is_refused_to_another(host: Libnetwork) -> None:
+    net = host.network("10.70.0.0/24")
+    one = host.run("one", net)
+    with pytest.raises(Conflict, match=f"address {one.ip4} is in use by endpoint {one.endpoint[:12]}"):
+        host.create("two", net, address4=one.address4)
+
+
+def test_a_dead_endpoint_gives_up_its_address_and_ports(host: Libnetwork) -> None:
+    """Checklist line 12: the same address and host port again, the old endpoint never deleted."""
+    net = host.network("10.70.0.0/24")
+    old = host.run("old", net, port(80, 8080))
+    kill(host, old)
+    new = host.run("new", net, port(80, 8080), address4=old.address4)
+    host.world.serve(new.inside, "tcp", 80)
+    assert host.world.probe(host.world.lan, "tcp", World.HOST4, 8080).startswith("new ")
+    assert [e.id for e in host.driver.store.endpoints()] == [new.endpoint]
+    assert host.driver.check() == []
+
+
+def kill(host: Libnetwork, container: Container) -> None:
+    """The container's namespace dies with everything inside; nobody tells the driver."""
+    host.world.host.netlink(lambda ip: ip.link("del", index=link_index(ip, veth_names(container.endpoint)[0])))
+
+
+# -- published ports -----------------------------------------------------------------------------
+
+
+def test_a_published_port_answers_from_everywhere(host: Libnetwork) -> None:
+    net, other = host.network("10.70.0.0/24", "fd70::/64"), host.network("10.71.0.0/24", "fd71::/64")
+    web, peer, far = host.run("web", net, port(80, 8080)), host.run("peer", net), host.run("far", other)
+    host.world.serve(web.inside, "tcp", 80)
+    for target in (World.HOST4, World.HOST6):
+        for source in (host.world.lan, host.world.host, web.inside, peer.inside, far.inside):
+            assert host.world.probe(source, "tcp", target, 8080).startswith("web "), (source.name, target)
+    assert host.world.probe(host.world.host, "tcp", "127.0.0.1", 8080).startswith("web ")
+
+
+def test_a_port_on_loopback_is_for_the_host_alone(host: Libnetwork) -> None:
+    web = host.run("web", host.network("10.70.0.0/24"), port(80, 8080, ip="127.0.0.1"))
+    host.world.serve(web.inside, "tcp", 80)
+    assert host.world.probe(host.world.host, "tcp", "127.0.0.1", 8080).startswith("web ")
+    assert host.world.probe(host.world.lan, "tcp", World.HOST4, 8080, timeout=BRIEF) in ("refused", "timeout")
+
+
+def test_an_unpublished_port_is_closed_from_outside_and_from_other_networks(host: Libnetwork) -> None:
+    net, other = host.network("10.70.0.0/24"), host.network("10.71.0.0/24")
+    web, far = host.run("web", net, port(80, 8080)), host.run("far", other)
+    host.world.serve(web.inside, "tcp", 81)
+    host.world.lan.route("10.70.0.0/24", World.HOST4)
+    assert host.world.probe(host.world.lan, "tcp", web.ip4, 81, timeout=BRIEF) == "timeout"
+    assert host.world.probe(far.inside, "tcp", web.ip4, 81, timeout=BRIEF) == "timeout"
+    assert host.world.probe(host.world.host, "tcp", web.ip4, 81).startswith("web ")
+
+
+def test_program_twice_is_once_and_another_list_replaces(host: Libnetwork) -> None:
+    net = host.network("10.70.0.0/24")
+    web = host.run("web", net, port(80, 8080), port(81))
+    chosen = host.driver.store.endpoints()[0].bindings
+    host.driver.endpoints.publish(net.id, web.endpoint, [port(81), port(80, 8080)])
+    assert host.driver.store.endpoints()[0].bindings == chosen
+    host.driver.endpoints.publish(net.id, web.endpoint, [port(80, 8081)])
+    host.world.serve(web.inside, "tcp", 80)
+    assert host.world.probe(host.world.lan, "tcp", World.HOST4, 8081).startswith("web ")
+    assert host.world.probe(host.world.lan, "tcp", World.HOST4, 8080) == "refused"
+    assert host.driver.check() == []
+
+
+def test_a_clash_is_told_in_dockers_words_and_publishes_nothing(host: Libnetwork) -> None:
+    net = host.network("10.70.0.0/24")
+    host.run("one", net, port(80, 8080))
+    two = host.create("two", net)
+    host.join(two)
+    with pytest.raises(PortInUse, match=r"Bind for 0.0.0.0:8080 failed: port is already allocated"):
+        host.driver.endpoints.publish(net.id, two.endpoint, [port(80, 8090), port(81, 8080)])
+    assert host.driver.ports.owner_of(6, "0.0.0.0", 8090) is None
+    assert host.driver.check() == []
+
+
+def test_an_internal_network_publishes_nothing_and_has_no_gateway(host: Libnetwork) -> None:
+    net = host.network("10.70.0.0/24", internal=True)
+    web = host.run("web", net, port(80, 8080))
+    assert host.driver.store.endpoints()[0].bindings == ()
+    assert host.driver.endpoints.join(net.id, web.endpoint, web.inside.path).gateway is None
+
+
+def test_revoke_leave_and_delete_each_free_the_ports_alone(host: Libnetwork) -> None:
+    """Checklist line 11: 29 may send Leave and DeleteEndpoint without Revoke."""
+    net = host.network("10.70.0.0/24")
+    for verb in (host.driver.endpoints.unpublish, host.driver.endpoints.leave, host.driver.endpoints.delete_endpoint):
+        web = host.run(f"web-{verb.__name__}", net, port(80, 8080))
+        verb(net.id, web.endpoint)
+        assert host.driver.ports.held == 0, verb.__name__
+        host.stop(web)
+    assert host.driver.check() == []
+
+
+# -- restarts ------------------------------------------------------------------------------------
+
+
+def test_a_restart_finds_everything_as_it_was(host: Libnetwork, state: Path) -> None:
+    net = host.network("10.70.0.0/24", "fd70::/64")
+    web = host.run("web", net, port(80, 8080))
+    host.world.serve(web.inside, "tcp", 80)
+    assert restart(host, state) == []
+    assert host.driver.ports.owner_of(6, "0.0.0.0", 8080) == web.endpoint
+    assert host.world.probe(host.world.lan, "tcp", World.HOST4, 8080).startswith("web ")
+    assert host.driver.check() == []
+
+
+def test_everything_wiped_by_hand_comes_back_at_start(host: Libnetwork, state: Path) -> None:
+    """Bridges, veth pairs of living containers, addresses, rules: as before, and traffic flows."""
+    net = host.network("10.70.0.0/24", "fd70::/64")
+    web, peer = host.run("web", net, port(80, 8080)), host.run("peer", net)
+    host.world.serve(web.inside, "tcp", 80)
+    host.driver.close()
+    for name in links(host):
+        host.world.host.netlink(lambda ip, name=name: ip.link("del", index=link_index(ip, name)))
+    host.driver.firewall.remove()
+    host.driver = Driver(Settings(state_dir=state))
+    assert host.driver.start()
+    assert host.driver.check() == []
+    assert host.world.probe(host.world.lan, "tcp", World.HOST4, 8080).startswith("web ")
+    assert ask(host, peer, web.ip4, 80).startswith("web ")
+
+
+def test_dead_containers_are_forgotten_at_start(host: Libnetwork, state: Path) -> None:
+    net = host.network("10.70.0.0/24")
+    web = host.create("web", net)
+    host.driver.endpoints.join(net.id, web.endpoint, "/var/run/docker/netns/gone")
+    host.driver.endpoints.publish(net.id, web.endpoint, [port(80, 8080)])
+    kill(host, web)
+    assert any("dead" in line for line in restart(host, state))
+    assert host.driver.store.endpoints() == []
+    assert host.driver.ports.held == 0
+    assert host.driver.check() == []
+
+
+def test_check_names_a_link_of_ours_that_belongs_to_nothing_and_repair_removes_it(host: Libnetwork) -> None:
+    host.world.host.netlink(lambda ip: ip.link("add", ifname="br-leak", kind="bridge", group=LINK_GROUP))
+    assert host.driver.check() == ["bridge br-leak belongs to nothing"]
+    assert "bridge br-leak belongs to nothing" in host.driver.repair()
+    assert links(host) == {}
+
+
+def test_bad_options_are_refused_before_anything_is_made(host: Libnetwork) -> None:
+    with pytest.raises(InvalidRequest, match="driver.mtu=12"):
+        host.network("10.70.0.0/24", driver__mtu="12")
+    assert links(host) == {}
