@@ -16,8 +16,9 @@ class NetworkRules:
     """One bridge and how traffic may cross it.
 
     ``subnets4``/``subnets6`` are the pools. ``masquerade`` hides them behind the host's address,
-    or behind ``snat4``/``snat6`` where those are set. ``trusted`` are host interfaces from which
-    container addresses may be reached directly (protocol page 9.1, trusted_host_interfaces).
+    or behind ``snat4``/``snat6`` where those are set. ``trusted`` are host interfaces from which the
+    ``OpenPorts`` of this bridge may be reached at the container's own address, as in mode routed
+    (protocol page 9.1, trusted_host_interfaces: published ports only).
     """
 
     bridge: str
@@ -65,14 +66,17 @@ class OpenPorts:
 class EndpointRules:
     """One bridge port and the only addresses that may be used behind it.
 
-    ``hairpin`` holds the endpoint's addresses when it publishes ports: with br_netfilter on, a
-    container that calls its own published port is translated inside the bridge and needs masquerade.
+    With br_netfilter on, a container that calls its own published port is translated inside the
+    bridge; that pairs of an address with itself are masqueraded comes from ``addresses``, too.
+    ``guarded`` says that frames with other sender addresses (MAC, ARP, IPv4, IPv6) are dropped; the
+    link-local address that IPv6 derives from the MAC is always allowed.
     """
 
     bridge: str
     port: str
     mac: str
     addresses: tuple[str, ...] = ()
+    guarded: bool = True
 
 
 @dataclass(frozen=True, slots=True)
