@@ -37,7 +37,7 @@ Unread = dict[str, msgspec.Raw] | None
 
 
 class Request(msgspec.Struct, rename="pascal"):
-    """Base of all requests; Docker's keys are our names in PascalCase."""
+    """Base of all requests; Docker's keys are our names in PascalCase, or else a class names all of its keys."""
 
 
 class Reply(msgspec.Struct, rename="pascal", omit_defaults=True):
@@ -196,7 +196,15 @@ class InterfaceName(Reply):
     dst_prefix: str
 
 
-class Joined(Reply, rename={"gateway6": "GatewayIPv6"}):
+class Joined(
+    Reply,
+    rename={
+        "interface_name": "InterfaceName",
+        "gateway": "Gateway",
+        "gateway6": "GatewayIPv6",
+        "disable_gateway_service": "DisableGatewayService",
+    },
+):
     """Answer of Join."""
 
     interface_name: InterfaceName

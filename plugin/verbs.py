@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from typing import Any, Generic, TypeVar
 
 from driver.daemon import Driver
-from driver.ipam import SPACES
+from driver.ipam import Ipam
 from plugin import messages
 from plugin.messages import Reply
 
@@ -147,7 +147,7 @@ VERBS: dict[str, Verb[Any]] = {
     "/NetworkDriver.DiscoverDelete": Verb(messages.Request, _ignored, quiet=True),
     "/IpamDriver.GetCapabilities": _constant({"RequiresMACAddress": False, "RequiresRequestReplay": False}),
     "/IpamDriver.GetDefaultAddressSpaces": _constant(
-        {"LocalDefaultAddressSpace": SPACES[0], "GlobalDefaultAddressSpace": SPACES[1]}
+        {"LocalDefaultAddressSpace": Ipam.SPACES[0], "GlobalDefaultAddressSpace": Ipam.SPACES[1]}
     ),
     "/IpamDriver.RequestPool": Verb(messages.RequestPool, _request_pool),
     "/IpamDriver.ReleasePool": Verb(messages.ReleasePool, _release_pool),
