@@ -257,6 +257,8 @@ class Engine:
             self.daemon.kill()
         finally:
             self.machine.close()
+            if self.process is not None:
+                self.process.wait()
             self._remove_control_groups()
 
     def _remove_control_groups(self) -> None:

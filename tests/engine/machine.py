@@ -51,6 +51,9 @@ exec docker-init -- busybox sleep 2147483647
 """
 
 
+_ALL = ("-m", "-n", "-p", "-i", "-u")  # mount, network, process, IPC and host name
+
+
 def wait_until(what: str, probe: Callable[[], T], *, seconds: float = 10.0) -> T:
     """The first true answer of a probe; AssertionError with the last answer when the time is up."""
     deadline = time.monotonic() + seconds
@@ -153,7 +156,7 @@ class Machine:
         self._undo.callback(log.close)
         # The kernel kills unshare when this process dies, and --kill-child has it kill the machine.
         mortal = ["setpriv", "--pdeathsig", "KILL", "--"]
-        unshare = ["unshare", "-mpiun", "--fork", "--kill-child", "--propagation", "private", "--"]
+        unshare = ["unshare", *_ALL, "--fork", "--kill-child", "--propagation", "private", "--"]
         self._unshare = subprocess.Popen(
             [*mortal, *unshare, "/bin/sh", "-c", _BOOT, "boot", str(root), str(self.base), self.name],
             stdin=subprocess.DEVNULL,
@@ -212,7 +215,7 @@ class Machine:
     def enter(self, *command: str) -> list[str]:
         """The command line that runs a command inside the machine, with the machine's own files."""
         # --wd without a value: with one, getcwd fails inside and compose v2 dies of it.
-        nsenter = ["nsenter", "-t", str(self.init), "-mnpiu", "--root", "--wd", "--"]
+        nsenter = ["nsenter", "-t", str(self.init), *_ALL, "--root", "--wd", "--"]
         clean = ["/usr/bin/env", "-i", "PATH=/usr/sbin:/usr/bin:/sbin:/bin", "HOME=/root", "TERM=dumb"]
         return [*nsenter, *clean, *command]
 

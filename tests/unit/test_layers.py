@@ -15,8 +15,15 @@ PLUGIN = sorted((ROOT / "plugin").rglob("*.py"))
 PURE = ("driver.model", "driver.options", "driver.plan", "driver.firewall.ruleset")
 # What a pure module may import: nothing here opens a file, a socket, a process, a clock or a source of chance.
 PURE_LIBRARY = frozenset(
-    ["__future__", "base64", "binascii", "collections", "collections.abc", "contextlib", "dataclasses", "enum"]
-    + [
+    {
+        "__future__",
+        "base64",
+        "binascii",
+        "collections",
+        "collections.abc",
+        "contextlib",
+        "dataclasses",
+        "enum",
         "functools",
         "hashlib",
         "ipaddress",
@@ -28,8 +35,10 @@ PURE_LIBRARY = frozenset(
         "string",
         "typing",
         "zlib",
-    ]
-    + ["driver", "driver.errors", "driver.firewall"]
+        "driver",
+        "driver.errors",
+        "driver.firewall",
+    }
 )
 # Options warns of keys that it ignores, at the one place that knows them; a log line is its only effect.
 EXCEPTIONS = {"driver.options": {"logging"}}
