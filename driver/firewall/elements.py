@@ -24,6 +24,7 @@ Elements = Mapping[str, frozenset[str]]
 
 _Fact = Iterator[tuple[str, str]]  # (set name, element)
 
+_ANYWHERE: dict[Family, str] = {4: "0.0.0.0/0", 6: "::/0"}
 _PROTOCOLS = (6, 17, 132)  # TCP, UDP, SCTP
 _INTERFACE = re.compile(r"[!#-&(-)+-.0-9;-\[\]-~]{1,15}", re.ASCII)
 _MAC = re.compile(r"[0-9a-f]{2}(:[0-9a-f]{2}){5}", re.ASCII)
@@ -80,7 +81,8 @@ def _network_family(
     for subnet in subnets:
         block = prefix(subnet, family)
         yield f"home{family}", f"{block} . {bridge}"
-        yield (f"snat{family}", f"{block} : {address(snat, family)}") if snat else (f"masq{family}", block)
+        flow = f"{block} . {_ANYWHERE[family]}"
+        yield (f"snat{family}", f"{flow} : {address(snat, family)}") if snat else (f"masq{family}", flow)
 
 
 def _endpoint(end: EndpointRules) -> _Fact:

@@ -75,8 +75,10 @@ ROUTED_SETS: dict[str, Set] = {
     **_per_family("pubany", Set(_PORT, ("ip", "inet_service"))),
     **_per_family("pubanyrange", Set(_PORT, ("ip",), interval=True)),
     **_per_family("home", Set(("ip", "ifname"), interval=True)),  # (subnet, its bridge), where there is NAT
-    **_per_family("masq", Set(("ip",), interval=True)),
-    **_per_family("snat", Set(("ip",), ("ip",), interval=True)),
+    # (subnet, anywhere). Two fields, because libnftables reads the whole of every plain interval set,
+    # whoever owns it, before each change.
+    **_per_family("masq", Set(("ip", "ip"), interval=True)),
+    **_per_family("snat", Set(("ip", "ip"), ("ip",), interval=True)),
     **_per_family("self", Set(("ip", "ip"))),  # (address, the same): an endpoint that calls itself
 }
 
@@ -164,10 +166,10 @@ _ROUTED_CHAINS = """
 		oifname @bridges ip saddr 127.0.0.0/8 masquerade comment "published on loopback"
 		oifname @bridges ip saddr . oifname @home4 return
 		oifname @bridges ip6 saddr . oifname @home6 return
-		snat ip to ip saddr map @snat4
-		snat ip6 to ip6 saddr map @snat6
-		ip saddr @masq4 masquerade
-		ip6 saddr @masq6 masquerade
+		snat ip to ip saddr . ip daddr map @snat4
+		snat ip6 to ip6 saddr . ip6 daddr map @snat6
+		ip saddr . ip daddr @masq4 masquerade
+		ip6 saddr . ip6 daddr @masq6 masquerade
 	}
 """
 
