@@ -3,11 +3,17 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 
 import pytest
 
+from driver.firewall import Firewall
+from driver.firewall.nftables import NftablesFirewall
+from tests.netns.town import Town
 from tests.netns.world import World
+
+# Every firewall backend passes the same tests.
+BACKENDS: dict[str, Callable[[], Firewall]] = {"nftables": NftablesFirewall}
 
 
 @pytest.fixture
@@ -16,3 +22,17 @@ def world() -> Iterator[World]:
     assert os.geteuid() == 0, "these tests make network namespaces: run them as root"
     with World() as made:
         yield made
+
+
+@pytest.fixture(params=[False, True], ids=["plain", "br_netfilter"])
+def town(request: pytest.FixtureRequest) -> Iterator[Town]:
+    """Our networks and another owner's, with and without iptables seeing bridged packets."""
+    assert os.geteuid() == 0, "these tests make network namespaces: run them as root"
+    with World(bridge_netfilter=request.param) as made:
+        yield Town(made, bridge_netfilter=request.param)
+
+
+@pytest.fixture(params=sorted(BACKENDS))
+def firewall(request: pytest.FixtureRequest, town: Town) -> Firewall:
+    """A backend, made inside the host's namespace."""
+    return BACKENDS[request.param]()

@@ -19,6 +19,7 @@ from typing import Protocol
 
 PATIENCE = 3.0  # seconds for an answer that must come
 BRIEF = 0.4  # seconds for an answer that must not come; one that may takes under 20 ms
+PROTOCOLS = ("tcp", "udp", "sctp")
 SCTP = 132
 _INIT, _INIT_ACK = 1, 2
 
@@ -183,7 +184,12 @@ _NAMES = {
 def probe(
     source: Place, proto: str, address: str, port: int, *, bind: str | None = None, timeout: float = PATIENCE
 ) -> str:
-    """Ask once and return the answer, or "refused", "timeout", "unreachable", "closed"."""
+    """Ask once and return the answer, or "refused", "timeout", "unreachable", "closed".
+
+    ``proto`` "icmp" is an echo request, which the kernel there answers: "pong".
+    """
+    if proto == "icmp":
+        return _ping(source, address, timeout)
     kind = {"tcp": socket.SOCK_STREAM, "udp": socket.SOCK_DGRAM, "sctp": socket.SOCK_RAW}[proto]
     with source.socket(family_of(address), kind, SCTP if proto == "sctp" else 0) as sock:
         sock.settimeout(timeout)
@@ -210,3 +216,28 @@ def _ask_sctp(sock: socket.socket, address: str, port: int) -> str:
         packet, _ = _sctp_receive(sock)
         if packet and packet[:3] == (port, mine, _INIT_ACK):
             return packet[3].decode()
+
+
+def _ping(source: Place, address: str, timeout: float) -> str:
+    family = family_of(address)
+    proto, request, answer = (1, 8, 0) if family == socket.AF_INET else (58, 128, 129)
+    with source.socket(family, socket.SOCK_RAW, proto) as sock:
+        sock.settimeout(timeout)
+        mine = os.urandom(8)
+        head = struct.pack(">BBHHH", request, 0, 0, os.getpid() & 0xFFFF, 1)
+        if family == socket.AF_INET:  # the kernel fills in the checksum of ICMPv6 only
+            words = struct.unpack(">8H", head + mine)
+            total = sum(words) % 0xFFFF
+            head = struct.pack(">BBHHH", request, 0, 0xFFFF ^ total, os.getpid() & 0xFFFF, 1)
+        try:
+            sock.sendto(head + mine, (address, 0))
+            while True:
+                data = sock.recv(2048)
+                if family == socket.AF_INET:
+                    data = data[(data[0] & 15) * 4 :]
+                if data[0] == answer and data[8:16] == mine:
+                    return "pong"
+        except TimeoutError:
+            return "timeout"
+        except OSError as error:
+            return _NAMES.get(error.errno or 0, str(error))
