@@ -42,7 +42,8 @@ CREATE TABLE pools (
     space    TEXT NOT NULL,
     prefix   TEXT NOT NULL,
     subrange TEXT,                    -- --ip-range, or NULL
-    cursor   BLOB                     -- packed address that was chosen last, or NULL
+    cursor   BLOB,                    -- packed address that was chosen last, or NULL
+    full     INTEGER NOT NULL DEFAULT 0   -- 1 while every address of the range has a row below
 ) WITHOUT ROWID;
 CREATE TABLE addresses (              -- leases, and what is remembered of former ones
     pool_id TEXT NOT NULL REFERENCES pools(id) ON DELETE CASCADE,
@@ -55,6 +56,7 @@ CREATE TABLE addresses (              -- leases, and what is remembered of forme
     PRIMARY KEY (pool_id, address)
 ) WITHOUT ROWID;
 CREATE INDEX address_name ON addresses(pool_id, name) WHERE name IS NOT NULL;
+CREATE UNIQUE INDEX address_gateway ON addresses(pool_id) WHERE gateway;
 CREATE INDEX address_free ON addresses(pool_id, asked, name IS NOT NULL, since) WHERE NOT held;
 CREATE TABLE facts (key TEXT PRIMARY KEY, value TEXT NOT NULL) WITHOUT ROWID;
 """
