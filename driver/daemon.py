@@ -33,7 +33,7 @@ class Driver:
     def __init__(self, settings: Settings) -> None:
         self.settings = settings
         self.store = Store(settings.state_dir)
-        self.ports = HostPorts()
+        self.ports = HostPorts(settings.proc_sys_net)
         self.firewall: Firewall = NftablesFirewall(settings.mark)
         self.hook = Hook(settings.mark, settings.hook)
         self._gate = Gate()
@@ -43,7 +43,7 @@ class Driver:
         self.endpoints = Endpoints(self.store, kernel, self._reconciler, self.ports, self._gate)
         self.networks = Networks(self.store, kernel, self._reconciler, self.endpoints, self._gate)
         self.ipam = Ipam(
-            self.store, routes.prefixes, settings.pools4, settings.pools6, settings.exclude, living=self._living
+            self.store, routes.host_routes, settings.pools4, settings.pools6, settings.exclude, living=self._living
         )
 
     def start(self) -> list[str]:
