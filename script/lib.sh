@@ -1,3 +1,4 @@
+# shellcheck shell=bash
 # What every script shares: how it speaks. Sourced, never run.
 
 say() { printf '\033[2m%s\033[0m\n' "$*"; }           # progress
@@ -7,7 +8,7 @@ fail() {                                              # one sentence, then out
     printf '\033[31m%s\033[0m\n' "$*" >&2
     exit 1
 }
-[ -t 1 ] && [ -t 2 ] && [ -z "${NO_COLOR:-}" ] || {    # no colour codes in files and pipes
+if [ ! -t 1 ] || [ ! -t 2 ] || [ -n "${NO_COLOR:-}" ]; then # no colour codes in files and pipes
     say() { printf '%s\n' "$*"; }
     done_() { printf '%s\n' "$*"; }
     warn() { printf '%s\n' "$*" >&2; }
@@ -15,4 +16,4 @@ fail() {                                              # one sentence, then out
         printf '%s\n' "$*" >&2
         exit 1
     }
-}
+fi

@@ -51,22 +51,33 @@ def image_tar() -> bytes:
 
 
 class Daemon:
-    """``trestle serve`` in the machine's network namespace, with its socket where the engine looks for plugins."""
+    """``trestle serve`` beside an engine, with its socket where the engine looks for plugins.
 
-    def __init__(self, machine: Machine) -> None:
+    ``inside`` the machine it sees the containers' namespaces, as on a host. An engine of another
+    suite has no Python that fits; there it sees only the machine's network, as a managed plugin does.
+    """
+
+    def __init__(self, machine: Machine, *, inside: bool) -> None:
         self.machine = machine
+        self.inside = inside
         self.socket = machine.base / "run/docker/plugins/trestle.sock"
-        self.state = machine.base / "state"
+        self.state = machine.base / "run/trestle"
         self.log = machine.base / "trestle.log"
         self.process: subprocess.Popen[bytes] | None = None
         self.settings: dict[str, str] = {}
 
-    @property
-    def environment(self) -> dict[str, str]:
-        """This process's own, without any setting of trestle but ours."""
-        own = {k: v for k, v in os.environ.items() if not k.startswith("TRESTLE_")}
-        ours = {"TRESTLE_SOCKET": str(self.socket), "TRESTLE_STATE_DIR": str(self.state), "TRESTLE_LOG_LEVEL": "debug"}
-        return own | ours | self.settings
+    def _command(self) -> list[str]:
+        run_folder = Path("/run") if self.inside else self.machine.base / "run"
+        ours = {
+            "TRESTLE_SOCKET": run_folder / "docker/plugins/trestle.sock",
+            "TRESTLE_STATE_DIR": run_folder / "trestle",
+            "TRESTLE_LOG_LEVEL": "debug",
+            **self.settings,
+        }
+        command = ["/usr/bin/env", *(f"{name}={value}" for name, value in ours.items()), TRESTLE, "serve"]
+        if self.inside:
+            return self.machine.enter(*command)
+        return ["nsenter", f"--net={self.machine.net.path}", "--", *command]
 
     def start(self, settings: Mapping[str, str] | None = None) -> None:
         """Start it and wait for its first answer."""
@@ -75,8 +86,7 @@ class Daemon:
         mortal = ["setpriv", "--pdeathsig", "KILL", "--"]  # it ends with the test run, however that ends
         with self.log.open("ab") as log:
             self.process = subprocess.Popen(
-                [*mortal, "nsenter", f"--net={self.machine.net.path}", "--", TRESTLE, "serve"],
-                env=self.environment,
+                [*mortal, *self._command()],
                 stdin=subprocess.DEVNULL,
                 stdout=log,
                 stderr=log,
@@ -100,26 +110,28 @@ class Daemon:
             return answer.status, json.loads(answer.read())
 
     def stop(self) -> None:
-        """End it as a service manager does."""
-        self._end(signal.SIGTERM)
+        """End it as a service manager does: SIGTERM to its first process."""
+        if self.process is None:
+            return
+        pid = self.process.pid
+        if self.inside:  # ours is nsenter, which waits for it
+            pid = int(Path(f"/proc/{pid}/task/{pid}/children").read_text().split()[0])
+        os.kill(pid, signal.SIGTERM)
+        try:
+            self.process.wait(15)
+            self.process = None
+        except subprocess.TimeoutExpired:
+            self.kill()
+            raise AssertionError("trestle did not end within 15 s of SIGTERM") from None
 
     def kill(self) -> None:
         """End it with no chance to tidy up, all its processes at once."""
-        self._end(signal.SIGKILL)
-
-    def _end(self, number: signal.Signals) -> None:
         if self.process is None:
             return
         with contextlib.suppress(ProcessLookupError):
-            os.killpg(self.process.pid, number) if number == signal.SIGKILL else self.process.send_signal(number)
-        try:
-            self.process.wait(15)
-        except subprocess.TimeoutExpired:
             os.killpg(self.process.pid, signal.SIGKILL)
-            self.process.wait()
-            raise AssertionError("trestle did not end within 15 s of SIGTERM") from None
-        finally:
-            self.process = None
+        self.process.wait()
+        self.process = None
 
     def restart(self) -> None:
         """Kill and start again, with the same settings."""
@@ -128,7 +140,8 @@ class Daemon:
 
     def cli(self, *arguments: str, check: bool = True) -> subprocess.CompletedProcess[str]:
         """The trestle command, on the machine."""
-        return self.machine.net.run(TRESTLE, *arguments, check=check, env=self.environment)
+        environment = {**os.environ, "TRESTLE_SOCKET": str(self.socket)}
+        return run(TRESTLE, *arguments, check=check, env=environment)
 
     def drift(self) -> str:
         """What ``trestle check`` finds wrong; empty when all is well."""
@@ -154,11 +167,15 @@ class Engine:
         if suite != "host" and not (SUITES[suite] / "usr/sbin/dockerd").exists():
             raise AssertionError(f"the engine of {suite} is not unpacked; run script/engines {suite}")
         self.suite = suite
-        self.machine = Machine(SUITES[suite])
+        inside = suite == "host"
+        # What the daemon inside needs of this machine, where it is not on the root file system.
+        folders = (ROOT, Path(sys.prefix), Path(sys.base_prefix)) if inside else ()
+        elsewhere = [folder for folder in folders if folder.stat().st_dev != Path("/").stat().st_dev]
+        self.machine = Machine(SUITES[suite], elsewhere)
         self.log = self.machine.base / "dockerd.log"
         self.process: subprocess.Popen[bytes] | None = None
         self.options: tuple[str, ...] = ()
-        self.daemon = Daemon(self.machine)
+        self.daemon = Daemon(self.machine, inside=inside)
 
     @property
     def docker_socket(self) -> Path:

@@ -18,7 +18,7 @@ import subprocess
 import tempfile
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -30,7 +30,7 @@ HOST4_SECOND = "10.99.0.11"
 FAR4 = "192.0.2.1"  # an address behind the neighbour: "the internet"
 _libc = ctypes.CDLL(None, use_errno=True)
 
-# Process 1 of the machine. $1: root folder, $2: base folder, $3: name. Only mounts, then it waits.
+# Process 1 of the machine. $1: root folder, $2: base folder, $3: name, $4...: further folders. Mounts, then waits.
 # The root is a layer over the real one, in memory: what the engine writes beside its data never reaches this machine.
 _BOOT = r"""
 set -e; root=$2/root
@@ -44,8 +44,10 @@ mount --rbind /dev dev
 mount --bind $2/run run
 mount --bind $2/docker var/lib/docker
 mount -t tmpfs tmpfs tmp
+name=$3; shift 3
+for folder; do mkdir -p .$folder; mount --bind $folder .$folder; done
 pivot_root . old; umount -l /old; mount --make-rshared /
-hostname $3
+hostname $name
 : >/run/booted
 exec docker-init -- busybox sleep 2147483647
 """
@@ -134,31 +136,43 @@ class Machine:
     """Mount, pid, ipc, uts and network namespaces with an init in them, and a neighbour's network namespace.
 
     ``root`` is its root folder: that of this machine, or of an unpacked system; it is never written to.
+    ``folders`` of this machine are seen in it too, where they are.
     """
 
-    def __init__(self, root: Path = Path("/")) -> None:
+    def __init__(self, root: Path, folders: Sequence[Path] = ()) -> None:
         # Short, because the sockets' paths go into 108 bytes; on a disk, because overlay does not stack.
         self.base = Path(tempfile.mkdtemp(prefix="trestle-", dir="/var/tmp"))
-        for folder in ("root", "layer", "run", "docker", "state"):
+        for folder in ("root", "layer", "run", "docker"):
             (self.base / folder).mkdir()
         self._undo = contextlib.ExitStack()
         self._undo.callback(shutil.rmtree, self.base, ignore_errors=True)
         try:
             self.name = f"t{os.getpid()}-{self.base.name[-4:]}".replace("_", "x")
-            self._boot(root)
+            self._boot(root, folders)
             self._wire()
         except BaseException:
             self.close()
             raise
 
-    def _boot(self, root: Path) -> None:
+    def _boot(self, root: Path, folders: Sequence[Path]) -> None:
         log = (self.base / "init.log").open("w")
         self._undo.callback(log.close)
         # The kernel kills unshare when this process dies, and --kill-child has it kill the machine.
         mortal = ["setpriv", "--pdeathsig", "KILL", "--"]
         unshare = ["unshare", *_ALL, "--fork", "--kill-child", "--propagation", "private", "--"]
         self._unshare = subprocess.Popen(
-            [*mortal, *unshare, "/bin/sh", "-c", _BOOT, "boot", str(root), str(self.base), self.name],
+            [
+                *mortal,
+                *unshare,
+                "/bin/sh",
+                "-c",
+                _BOOT,
+                "boot",
+                str(root),
+                str(self.base),
+                self.name,
+                *map(str, folders),
+            ],
             stdin=subprocess.DEVNULL,
             stdout=log,
             stderr=log,

@@ -1,0 +1,163 @@
+# shellcheck shell=bash
+# The two long-running things that script/up starts, dockerd and trestle, and how they are stopped without a trace.
+# With systemd they are units; without it, processes in a session of their own, with a pid file and a log in $RUN.
+# $RUN lives as long as the machine runs, as they do; a file there notes each thing that was done. Sourced by script/up.
+RUN=/run/trestle-up
+STATE=/var/lib/trestle
+UNIT=/etc/systemd/system/trestle.service
+unset DOCKER_HOST DOCKER_CONTEXT # this machine's engine is meant
+kept=
+
+note() { : >"$RUN/$1"; }
+noted() { [ -e "$RUN/$1" ]; }
+has_systemd() { [ -d /run/systemd/system ]; }
+docker_answers() { docker version --format '{{.Server.Version}}' >/dev/null 2>&1; }
+daemon_answers() { .venv/bin/trestle status >/dev/null 2>&1; }
+daemon_log() { if has_systemd; then echo "journalctl -u trestle"; else echo "$RUN/trestle.log"; fi; }
+
+last_words() { tail -n 1 "$RUN/$1.log" 2>/dev/null || journalctl -u "${1%d}" -n 1 -o cat 2>/dev/null; }
+
+# wait_for SECONDS COMMAND...: until it succeeds
+wait_for() {
+    local deadline=$((SECONDS + $1))
+    shift
+    until "$@"; do
+        [ $SECONDS -lt $deadline ] || return 1
+        sleep 0.1
+    done
+}
+
+# wait_for_process NAME SECONDS COMMAND...: until it succeeds, or the process that detach started has ended
+wait_for_process() {
+    local name=$1
+    answers_or_ended() { "${@:2}" || { [ -s "$RUN/$1.pid" ] && [ ! -d "/proc/$(cat "$RUN/$1.pid")" ]; }; }
+    wait_for "$2" answers_or_ended "$name" "${@:3}"
+    "${@:3}"
+}
+
+# detach NAME COMMAND...: a process that outlives this shell
+detach() {
+    local name=$1
+    shift
+    # shellcheck disable=SC2016 # the new shell shall expand it
+    setsid --fork sh -c 'echo $$ >"$0"; exec "$@"' "$RUN/$name.pid" "$@" </dev/null >>"$RUN/$name.log" 2>&1
+}
+
+# end NAME: the process that detach started, if it is still that one
+end() {
+    local pid
+    pid=$(cat "$RUN/$1.pid" 2>/dev/null) || return 0
+    grep -qa "$2" "/proc/$pid/cmdline" 2>/dev/null || return 0
+    kill "$pid"
+    wait_for 20 test ! -d "/proc/$pid" || kill -9 "$pid" 2>/dev/null || true
+}
+
+start_daemon() {
+    if daemon_answers; then
+        say "up: trestle runs already"
+        return
+    fi
+    [ -e $STATE ] || note state
+    if has_systemd; then
+        say "up: trestle as a service (systemd unit trestle.service)"
+        [ -e $UNIT ] || note unit
+        sed "s|^ExecStart=.*|ExecStart=$PWD/.venv/bin/trestle serve|" packaging/trestle.service >$UNIT
+        systemctl daemon-reload
+        note daemon
+        systemctl enable --quiet --now trestle.service || fail "up: trestle did not start; see $(daemon_log)."
+    else
+        say "up: trestle as a background process (log: $RUN/trestle.log)"
+        note daemon
+        detach trestle "$PWD/.venv/bin/trestle" serve
+    fi
+    wait_for_process trestle 20 daemon_answers || fail "up: trestle does not answer; see $(daemon_log). Its last words: $(last_words trestle)"
+}
+
+stop_daemon() {
+    noted daemon || return 0
+    if daemon_answers; then
+        kept=$(.venv/bin/trestle networks --json | .venv/bin/python -c 'import json,sys; n=len(json.load(sys.stdin)); print(f"{n} network(s) of yours in '$STATE'" if n else "")')
+    fi
+    say "down: trestle"
+    if has_systemd; then
+        systemctl disable --quiet --now trestle.service 2>/dev/null || true
+        if noted unit; then rm -f $UNIT && systemctl daemon-reload; fi
+    else
+        end trestle serve
+    fi
+    if noted state && [ -z "$kept" ]; then rm -rf $STATE; fi
+}
+
+start_engine() {
+    if docker_answers; then
+        say "up: Docker $(docker version --format '{{.Server.Version}}') runs already"
+        return
+    fi
+    if has_systemd; then
+        say "up: Docker (systemd unit docker.service)"
+        note engine
+        systemctl start docker.service || fail "up: Docker did not start; see journalctl -u docker."
+    else
+        say "up: dockerd as a background process (log: $RUN/dockerd.log)"
+        note engine
+        detach dockerd dockerd
+    fi
+    wait_for_process dockerd 60 docker_answers || fail "up: Docker does not answer. Its last words: $(last_words dockerd)"
+}
+
+# What dockerd changes on a host and leaves when it stops: one bridge, its rules, forwarding, its folders.
+DOCKER_FOLDERS="/var/lib/docker /etc/docker /run/docker /run/containerd /run/docker.sock"
+remember_host() {
+    local table folder
+    [ ! -e "$RUN/folders" ] || return 0
+    for table in iptables ip6tables; do $table-save >"$RUN/$table.before" 2>/dev/null || true; done
+    cat /proc/sys/net/ipv4/ip_forward >"$RUN/ip_forward.before"
+    nft list tables >"$RUN/tables.before" 2>/dev/null || true
+    ip link show docker0 >/dev/null 2>&1 || note docker0
+    for folder in $DOCKER_FOLDERS; do [ -e "$folder" ] || echo "$folder"; done >"$RUN/folders"
+}
+
+stop_engine() {
+    noted engine || return 0
+    local used=
+    if docker_answers && [ -n "$(docker ps -aq)$(docker image ls -q)$(docker volume ls -q)" ]; then
+        used=yes
+        kept="what you made in /var/lib/docker"
+    fi
+    say "down: Docker"
+    if has_systemd; then
+        systemctl stop docker.socket docker.service 2>/dev/null || true
+        return
+    fi
+    end dockerd dockerd
+    if noted docker0; then ip link del docker0 2>/dev/null || true; fi
+    ip link del docker_gwbridge 2>/dev/null || true
+    forget_rules iptables
+    forget_rules ip6tables
+    cat "$RUN/ip_forward.before" >/proc/sys/net/ipv4/ip_forward
+    umount /run/docker/netns/* 2>/dev/null || true
+    local folder
+    while read -r folder; do
+        if [ "$folder" != /var/lib/docker ] || [ -z "$used" ]; then rm -rf "$folder"; fi
+    done <"$RUN/folders"
+    rmdir /sys/fs/cgroup/*/docker /sys/fs/cgroup/docker 2>/dev/null || true
+}
+
+# forget_rules iptables|ip6tables: Docker's chains and jumps out, in one transaction; what was there before stays, policy included.
+forget_rules() {
+    local before="$RUN/$1.before" policy family=ip table
+    [ -n "$("$1-save" 2>/dev/null)" ] || return 0
+    policy=$(sed -n '/^\*filter/,/^COMMIT/s/^:FORWARD \([A-Z]*\) .*/\1/p' "$before")
+    "$1-save" | awk -v policy="${policy:-ACCEPT}" '
+        NR == FNR { old[$0] = 1; next }
+        /^:FORWARD/ && table == "*filter" { $2 = policy }
+        /^\*/ { table = $0 }
+        old[$0] || !/DOCKER|docker0|docker_gwbridge|br-[0-9a-f]{12}/' "$before" - | "$1-restore" || true
+    # Tables that dockerd brought and that are empty now: a line that is not a table, a chain, its hook or a bracket is a rule.
+    [ "$1" = iptables ] || family=ip6
+    for table in nat filter raw mangle; do
+        grep -qx "table $family $table" "$RUN/tables.before" && continue
+        nft list table $family $table 2>/dev/null | grep -qvE '^(table|#|}|$)|^\s*(chain|type|})' ||
+            nft delete table $family $table 2>/dev/null || true
+    done
+}
