@@ -1,0 +1,484 @@
+"""The verbs of IPAM on a real store: what dockerd asks, what it gets, what its user reads."""
+
+from __future__ import annotations
+
+import ipaddress
+import time
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import pytest
+
+from driver.errors import Conflict, Exhausted, InvalidRequest, NotFound
+from driver.ipam import GRACE, Ipam
+from driver.model import Endpoint, Network, NetworkOptions, Subnet
+from driver.store import Store
+
+SPACE, GLOBAL = Ipam.SPACES
+
+
+@pytest.fixture
+def store(tmp_path: Path) -> Iterator[Store]:
+    opened = Store(tmp_path)
+    yield opened
+    opened.close()
+
+
+class Clock:
+    """A clock that goes on by a second each time somebody looks."""
+
+    def __init__(self) -> None:
+        self.now = 1_000_000.0
+
+    def __call__(self) -> float:
+        self.now += 1
+        return self.now
+
+
+def make(
+    store: Store,
+    *,
+    routes: Sequence[str] = (),
+    pools4: Sequence[str] = ("10.208.0.0/12:24",),
+    pools6: Sequence[str] = (),
+    exclude: Sequence[str] = (),
+    living: Callable[[str, str], bool] | None = None,
+    clock: Callable[[], float] = time.time,
+) -> Ipam:
+    return Ipam(store, lambda: routes, pools4, pools6, exclude, living=living, clock=clock)
+
+
+@pytest.fixture
+def ipam(store: Store) -> Ipam:
+    return make(store)
+
+
+def pool(ipam: Ipam, prefix: str = "10.0.0.0/24", subrange: str = "") -> str:
+    return ipam.request_pool(SPACE, prefix, subrange, v6=":" in prefix).id
+
+
+def any_address(ipam: Ipam, pool_id: str, name: str = "") -> str:
+    return ipam.request_address(pool_id, "", gateway=False, name=name)
+
+
+def gateway(ipam: Ipam, pool_id: str, address: str = "") -> str:
+    return ipam.request_address(pool_id, address, gateway=True)
+
+
+# -- pools ------------------------------------------------------------------------------------
+
+
+def test_an_explicit_pool_is_given_as_asked(ipam: Ipam) -> None:
+    given = ipam.request_pool(SPACE, "10.70.0.0/24", "10.70.0.128/25", v6=False)
+    assert (given.id, given.prefix) == ("trestle/10.70.0.0/24", "10.70.0.0/24")
+
+
+@pytest.mark.parametrize("second", ["10.1.0.0/16", "10.1.2.0/24", "10.0.0.0/8"])
+def test_an_overlap_names_both_prefixes(ipam: Ipam, second: str) -> None:
+    pool(ipam, "10.1.0.0/16")
+    with pytest.raises(Conflict) as refused:
+        pool(ipam, second)
+    assert second in str(refused.value)
+    assert "10.1.0.0/16" in str(refused.value)
+
+
+def test_the_same_pool_may_be_in_both_spaces(ipam: Ipam) -> None:
+    first = ipam.request_pool(SPACE, "10.1.0.0/16", "", v6=False)
+    assert ipam.request_pool(GLOBAL, "10.1.0.0/16", "", v6=False).id != first.id
+
+
+def test_a_released_pool_can_be_had_again_without_its_leases(ipam: Ipam) -> None:
+    first = pool(ipam)
+    assert gateway(ipam, first) == "10.0.0.1/24"
+    ipam.release_pool(first)
+    ipam.release_pool(first)
+    second = pool(ipam)
+    assert any_address(ipam, second) == "10.0.0.1/24"
+
+
+def test_releasing_an_unknown_pool_is_fine(ipam: Ipam) -> None:
+    ipam.release_pool("trestle/10.99.0.0/24")
+    ipam.release_pool("")
+
+
+def test_host_bits_are_refused_with_the_right_form(ipam: Ipam) -> None:
+    with pytest.raises(InvalidRequest, match=r"10\.0\.0\.5/24 .*10\.0\.0\.0/24"):
+        pool(ipam, "10.0.0.5/24")
+
+
+def test_a_range_must_be_inside_its_subnet(ipam: Ipam) -> None:
+    with pytest.raises(InvalidRequest, match=r"10\.0\.1\.0/25 is not inside subnet 10\.0\.0\.0/24"):
+        pool(ipam, "10.0.0.0/24", "10.0.1.0/25")
+    with pytest.raises(InvalidRequest, match="not inside"):
+        pool(ipam, "10.0.0.0/24", "10.0.0.0/16")
+    with pytest.raises(InvalidRequest, match="give --subnet too"):
+        ipam.request_pool(SPACE, "", "10.0.0.0/25", v6=False)
+
+
+def test_an_unknown_space_is_refused(ipam: Ipam) -> None:
+    with pytest.raises(InvalidRequest, match="'LocalDefault' is not one of trestle's"):
+        ipam.request_pool("LocalDefault", "", "", v6=False)
+
+
+def test_automatic_pools_never_come_twice_and_end_with_an_error(store: Store) -> None:
+    """dockerd asks again for as long as it dislikes the answer (protocol page 7.4)."""
+    ipam = make(store, pools4=["10.208.0.0/22:24", "10.9.0.0/25:26"])
+    given = [ipam.request_pool(SPACE, "", "", v6=False).prefix for _ in range(6)]
+    assert given == ["10.208.0.0/24", "10.208.1.0/24", "10.208.2.0/24", "10.208.3.0/24", "10.9.0.0/26", "10.9.0.64/26"]
+    with pytest.raises(Exhausted) as refused:
+        ipam.request_pool(SPACE, "", "", v6=False)
+    assert "TRESTLE_POOLS4" in str(refused.value)
+    assert "10.208.0.0/22:24" in str(refused.value)
+    ipam.release_pool(f"{SPACE}/10.208.1.0/24")
+    assert ipam.request_pool(SPACE, "", "", v6=False).prefix == "10.208.1.0/24"
+
+
+def test_automatic_pools_avoid_routes_exclusions_and_our_networks(store: Store) -> None:
+    store.put_network(network("10.208.3.0/25"))
+    ipam = make(store, routes=["10.208.0.0/24", "10.208.1.7/32", "0.0.0.0/0", "fd00::/8"], exclude=["10.208.2.0/24"])
+    pool(ipam, "10.208.4.0/30")
+    assert ipam.request_pool(SPACE, "", "", v6=False).prefix == "10.208.5.0/24"
+
+
+def test_automatic_pools_avoid_those_of_the_other_space(ipam: Ipam) -> None:
+    first = ipam.request_pool(SPACE, "", "", v6=False)
+    assert ipam.request_pool(GLOBAL, "", "", v6=False).prefix != first.prefix
+
+
+def test_a_pool_without_space_is_swarms(ipam: Ipam) -> None:
+    assert ipam.request_pool("", "10.1.0.0/24", "", v6=False).id == f"{GLOBAL}/10.1.0.0/24"
+
+
+def test_ipv6_pools_come_from_one_random_unique_local_prefix_of_this_host(tmp_path: Path) -> None:
+    seen = set()
+    for host in ("a", "b"):
+        given = []
+        for _ in range(2):  # the daemon starts twice
+            store = Store(tmp_path / host)
+            given += [make(store).request_pool(SPACE, "", "", v6=True).prefix for _ in range(2)]
+            store.close()
+        own = {ipaddress.IPv6Network(prefix).supernet(new_prefix=48) for prefix in given}
+        assert len(set(given)) == 4
+        assert all(prefix.endswith("/64") for prefix in given)
+        assert len(own) == 1
+        assert own.pop().subnet_of(ipaddress.IPv6Network("fd00::/8"))
+        seen |= {str(ipaddress.IPv6Network(given[0]).supernet(new_prefix=48))}
+    assert len(seen) == 2
+
+
+def test_configured_ipv6_blocks_replace_the_random_one(store: Store) -> None:
+    ipam = make(store, pools6=["2001:db8::/63:64"], routes=["2001:db8::/64"])
+    assert ipam.request_pool(SPACE, "", "", v6=True).prefix == "2001:db8:0:1::/64"
+    with pytest.raises(Exhausted, match="TRESTLE_POOLS6"):
+        ipam.request_pool(SPACE, "", "", v6=True)
+
+
+def test_ids_of_both_families_differ_and_outlive_a_restart(tmp_path: Path) -> None:
+    store = Store(tmp_path)
+    four, six = pool(make(store), "10.0.0.0/24"), pool(make(store), "fd00::/64")
+    assert four != six
+    store.close()
+    store = Store(tmp_path)
+    assert any_address(make(store), four) == "10.0.0.1/24"
+    assert any_address(make(store), six) == "fd00::1/64"
+    store.close()
+
+
+# -- addresses --------------------------------------------------------------------------------
+
+
+def test_the_gateway_is_the_first_address_of_the_pool_also_with_a_range(ipam: Ipam) -> None:
+    """The default IPAM makes 10.77.0.128 the gateway here (peers page, section 3)."""
+    ranged = pool(ipam, "10.77.0.0/24", "10.77.0.128/25")
+    assert gateway(ipam, ranged) == "10.77.0.1/24"
+    assert any_address(ipam, ranged) == "10.77.0.128/24"
+
+
+def test_asking_for_the_gateway_again_gives_it_again(ipam: Ipam) -> None:
+    one = pool(ipam)
+    assert gateway(ipam, one) == gateway(ipam, one) == gateway(ipam, one, "10.0.0.1") == "10.0.0.1/24"
+    with pytest.raises(Conflict, match=r"has the gateway 10\.0\.0\.1 already; 10\.0\.0\.9"):
+        gateway(ipam, one, "10.0.0.9")
+    ipam.release_address(one, "10.0.0.1")
+    assert gateway(ipam, one) == "10.0.0.1/24"
+
+
+def test_the_gateway_gives_way_to_an_address_that_is_taken(ipam: Ipam) -> None:
+    one = pool(ipam)
+    assert ipam.request_address(one, "10.0.0.1", gateway=False) == "10.0.0.1/24"
+    assert gateway(ipam, one) == "10.0.0.2/24"
+
+
+@pytest.mark.parametrize(
+    ("prefix", "first", "rest"),
+    [
+        ("10.0.0.0/30", "10.0.0.1/30", ["10.0.0.2/30"]),
+        ("10.0.0.0/31", "10.0.0.0/31", ["10.0.0.1/31"]),
+        ("10.0.0.7/32", "10.0.0.7/32", []),
+        ("fd00::/127", "fd00::/127", ["fd00::1/127"]),
+        ("fd00::/126", "fd00::1/126", ["fd00::2/126", "fd00::3/126"]),
+        ("fd00::7/128", "fd00::7/128", []),
+    ],
+)
+def test_small_pools_give_every_address_that_a_host_may_have(
+    ipam: Ipam, prefix: str, first: str, rest: list[str]
+) -> None:
+    small = pool(ipam, prefix)
+    assert gateway(ipam, small) == first
+    assert [any_address(ipam, small) for _ in rest] == rest
+    with pytest.raises(Exhausted, match=f"no available IPv{6 if ':' in prefix else 4} addresses in pool {prefix}"):
+        any_address(ipam, small)
+
+
+def test_exhaustion_of_a_range_names_it(ipam: Ipam) -> None:
+    ranged = pool(ipam, "10.0.0.0/24", "10.0.0.254/31")  # the last one is the broadcast address
+    assert any_address(ipam, ranged) == "10.0.0.254/24"
+    with pytest.raises(Exhausted, match=r"in pool 10\.0\.0\.0/24, IP range 10\.0\.0\.254/31: all 1 are leased"):
+        any_address(ipam, ranged)
+    assert ipam.request_address(ranged, "10.0.0.9", gateway=False) == "10.0.0.9/24"
+
+
+@pytest.mark.parametrize(
+    ("address", "reason"),
+    [
+        ("10.0.1.1", "10.0.1.1 is not in 10.0.0.0/24"),
+        ("fd00::1", "fd00::1 is not in 10.0.0.0/24"),
+        ("::a00:5", "::a00:5 is not in 10.0.0.0/24"),
+        ("10.0.0.0", "10.0.0.0 is the network address of 10.0.0.0/24"),
+        ("10.0.0.255", "10.0.0.255 is the broadcast address of 10.0.0.0/24"),
+        ("ten", "'ten' is not an IP address"),
+    ],
+)
+@pytest.mark.parametrize("as_gateway", [False, True])
+def test_an_impossible_address_is_refused(ipam: Ipam, address: str, reason: str, as_gateway: bool) -> None:
+    with pytest.raises(InvalidRequest) as refused:
+        ipam.request_address(pool(ipam), address, gateway=as_gateway)
+    assert reason in str(refused.value)
+
+
+def test_the_anycast_address_of_an_ipv6_pool_is_refused(ipam: Ipam) -> None:
+    with pytest.raises(InvalidRequest, match="fd00:: is the subnet-router anycast address"):
+        ipam.request_address(pool(ipam, "fd00::/64"), "fd00::", gateway=False)
+
+
+def test_a_taken_address_names_its_holder(store: Store) -> None:
+    ipam = make(store)
+    one = pool(ipam)
+    gateway(ipam, one)
+    for address in ("10.0.0.2", "10.0.0.5", "10.0.0.6"):
+        ipam.request_address(one, address, gateway=False)
+    ipam.request_address(one, "10.0.0.3", gateway=False, name="web")
+    assert any_address(ipam, one) == "10.0.0.4/24"
+    store.put_network(network("10.0.0.0/24", aux={"router": "10.0.0.5"}))
+    store.put_endpoint(endpoint("10.0.0.2/24"))
+    for address, holder in {
+        "10.0.0.1": "is the gateway of 10.0.0.0/24",
+        "10.0.0.2": "is in use by endpoint eeeeeeeeeeee",
+        "10.0.0.3": "is in use by container web",
+        "10.0.0.4": "is in use by a container",
+        "10.0.0.5": "is reserved as auxiliary address 'router'",
+        "10.0.0.6": "is reserved: somebody asked for it",
+    }.items():
+        with pytest.raises(Conflict) as refused:
+            ipam.request_address(one, address, gateway=False)
+        assert f"address {address} {holder}" in str(refused.value)
+
+
+def test_an_address_of_an_unknown_pool_says_what_to_do(ipam: Ipam) -> None:
+    with pytest.raises(NotFound, match=r"pool 'trestle/10\.9\.0\.0/24' is unknown .*create it again"):
+        any_address(ipam, "trestle/10.9.0.0/24")
+
+
+def test_releasing_what_is_unknown_is_fine(ipam: Ipam) -> None:
+    one = pool(ipam)
+    ipam.release_address(one, "10.0.0.9")
+    ipam.release_address(one, "192.0.2.1")
+    ipam.release_address(one, "fd00::1")
+    ipam.release_address("nobody's", "10.0.0.9")
+    assert any_address(ipam, one) == "10.0.0.1/24"
+
+
+def test_a_freed_address_waits_until_all_others_were_used(ipam: Ipam) -> None:
+    one = pool(ipam, "10.0.0.0/29")
+    gateway(ipam, one)
+    assert any_address(ipam, one) == "10.0.0.2/29"
+    order = ["10.0.0.2"]
+    for _ in range(12):  # the container restarts, again and again
+        ipam.release_address(one, order[-1])
+        order.append(any_address(ipam, one).partition("/")[0])
+    assert order == [f"10.0.0.{n}" for n in (2, 3, 4, 5, 6, 2, 3, 4, 5, 6, 2, 3, 4)]
+
+
+def test_the_order_outlives_a_restart(tmp_path: Path) -> None:
+    given: list[tuple[str, str]] = []
+    for _ in range(3):
+        store = Store(tmp_path)
+        ipam = make(store)
+        one = given[0][0] if given else pool(ipam)
+        given.append((one, any_address(ipam, one)))
+        ipam.release_address(one, given[-1][1])
+        store.close()
+    assert [address for _, address in given] == ["10.0.0.1/24", "10.0.0.2/24", "10.0.0.3/24"]
+
+
+def test_automatic_addresses_avoid_those_ever_asked_for_by_value(ipam: Ipam) -> None:
+    one = pool(ipam, "10.0.0.0/29")
+    for address in ("10.0.0.1", "10.0.0.3"):
+        ipam.request_address(one, address, gateway=False)
+        ipam.release_address(one, address)
+    given = [any_address(ipam, one) for _ in range(4)]
+    assert given == ["10.0.0.2/29", "10.0.0.4/29", "10.0.0.5/29", "10.0.0.6/29"]
+    ipam.release_address(one, "10.0.0.5")
+    assert any_address(ipam, one) == "10.0.0.5/29"
+    assert {any_address(ipam, one), any_address(ipam, one)} == {"10.0.0.1/29", "10.0.0.3/29"}
+
+
+def test_a_container_gets_its_address_back_by_name(ipam: Ipam) -> None:
+    one = pool(ipam)
+    web, other = any_address(ipam, one, "web"), any_address(ipam, one, "db")
+    for address in (web, other):
+        ipam.release_address(one, address)
+    assert any_address(ipam, one, "cache") not in {web, other}
+    assert any_address(ipam, one) not in {web, other}
+    assert any_address(ipam, one, "db") == other
+    assert any_address(ipam, one, "web") == web
+    assert any_address(ipam, one, "web") not in {web, other}  # a second of that name while the first lives
+
+
+def test_a_name_is_no_claim_on_an_address_that_was_asked_for_by_value(ipam: Ipam) -> None:
+    one = pool(ipam)
+    ipam.request_address(one, "10.0.0.9", gateway=False, name="web")
+    ipam.release_address(one, "10.0.0.9")
+    assert any_address(ipam, one, "web") == "10.0.0.1/24"
+
+
+def test_a_crowd_of_names_does_not_grow_the_store_for_ever(store: Store) -> None:
+    ipam = make(store)
+    one = pool(ipam, "10.0.0.0/16")
+    with store.transaction():
+        for n in range(3000):
+            ipam.release_address(one, any_address(ipam, one, f"job-{n}"))
+    with store.reading() as db:
+        assert db.execute("SELECT count(*) FROM addresses").fetchone()[0] <= 1024
+
+
+def test_a_large_ipv6_pool_is_no_slower_than_a_small_one(ipam: Ipam) -> None:
+    large = pool(ipam, "fd00::/8")
+    ipam.request_address(large, "fd00::3", gateway=False)
+    assert gateway(ipam, large) == "fd00::1/8"
+    assert [any_address(ipam, large) for _ in range(3)] == ["fd00::2/8", "fd00::4/8", "fd00::5/8"]
+
+
+def test_usage_counts_leases(ipam: Ipam) -> None:
+    one, two = pool(ipam), pool(ipam, "fd00::/64", "fd00::10/124")
+    gateway(ipam, one)
+    ipam.release_address(one, any_address(ipam, one))
+    four, six = sorted(ipam.usage(), key=lambda usage: usage.id)
+    assert (four.id, four.prefix, four.subrange, four.held, four.size) == (one, "10.0.0.0/24", None, 1, 254)
+    assert (six.id, six.prefix, six.subrange, six.held, six.size) == (two, "fd00::/64", "fd00::10/124", 0, 16)
+
+
+def test_threads_never_share_an_address(ipam: Ipam) -> None:
+    one = pool(ipam)
+    with ThreadPoolExecutor(8) as threads:
+        given = list(threads.map(lambda _: any_address(ipam, one), range(254)))
+    assert len(set(given)) == 254
+
+
+# -- what is left behind ------------------------------------------------------------------------
+
+
+def network(prefix: str, aux: dict[str, str] | None = None) -> Network:
+    return Network(
+        id="n" * 64,
+        bridge="br-n",
+        owns_bridge=True,
+        mtu=1500,
+        subnets=(Subnet(pool=prefix, gateway=None, aux=aux or {}),),
+        options=NetworkOptions(),
+    )
+
+
+def endpoint(address4: str) -> Endpoint:
+    return Endpoint(id="e" * 64, network_id="n" * 64, mac="02:42:0a:00:00:02", address4=address4)
+
+
+def test_an_address_that_an_endpoint_has_is_not_released(store: Store) -> None:
+    ipam = make(store)
+    one = pool(ipam)
+    store.put_network(network("10.0.0.0/24"))
+    address = any_address(ipam, one)
+    store.put_endpoint(endpoint(address))
+    ipam.release_address(one, address.partition("/")[0])
+    with pytest.raises(Conflict):
+        ipam.request_address(one, address, gateway=False)
+    store.drop_endpoint("e" * 64)
+    ipam.release_address(one, address)
+    assert ipam.request_address(one, address, gateway=False) == address
+
+
+def test_whoever_knows_better_says_who_lives(store: Store) -> None:
+    alive = {("10.0.0.0/24", "10.0.0.1")}
+    ipam = make(store, living=lambda prefix, address: (prefix, address) in alive)
+    one = pool(ipam)
+    any_address(ipam, one)
+    ipam.release_address(one, "10.0.0.1")
+    assert [usage.held for usage in ipam.usage()] == [1]
+    alive.clear()
+    ipam.release_address(one, "10.0.0.1")
+    assert [usage.held for usage in ipam.usage()] == [0]
+
+
+def test_leases_that_nobody_has_are_collected_but_not_those_in_use(store: Store) -> None:
+    clock = Clock()
+    ipam = make(store, clock=clock)
+    ours, foreign = pool(ipam), pool(ipam, "10.5.0.0/24")
+    gateway(ipam, ours)
+    for address in ("10.0.0.2", "10.0.0.3", "10.0.0.4"):
+        ipam.request_address(ours, address, gateway=False)
+    any_address(ipam, foreign)  # another network driver's: nothing is known of its endpoints
+    store.put_network(network("10.0.0.0/24", aux={"router": "10.0.0.3"}))
+    store.put_endpoint(endpoint("10.0.0.2/24"))
+    assert ipam.collect() == []  # all too young: their CreateEndpoint may be on its way
+    clock.now += 2 * GRACE
+    assert ipam.collect() == ["address 10.0.0.4/24 was leased but no endpoint has it: released"]
+    assert ipam.collect() == []
+    assert sorted(usage.held for usage in ipam.usage()) == [1, 3]
+
+
+def test_an_address_that_nobody_has_any_more_can_be_asked_for(store: Store) -> None:
+    clock = Clock()
+    ipam = make(store, clock=clock)
+    one = pool(ipam)
+    store.put_network(network("10.0.0.0/24"))
+    ipam.request_address(one, "10.0.0.7", gateway=False)
+    with pytest.raises(Conflict):
+        ipam.request_address(one, "10.0.0.7", gateway=False)
+    clock.now += 2 * GRACE
+    assert ipam.request_address(one, "10.0.0.7", gateway=False) == "10.0.0.7/24"
+    with pytest.raises(Conflict):  # it is young again
+        ipam.request_address(one, "10.0.0.7", gateway=False)
+
+
+def test_a_full_pool_collects_before_it_gives_up(store: Store) -> None:
+    clock = Clock()
+    ipam = make(store, clock=clock)
+    one = pool(ipam, "10.0.0.0/30")
+    store.put_network(network("10.0.0.0/30"))
+    gateway(ipam, one)
+    assert any_address(ipam, one) == "10.0.0.2/30"
+    with pytest.raises(Exhausted):
+        any_address(ipam, one)
+    clock.now += 2 * GRACE
+    assert any_address(ipam, one) == "10.0.0.2/30"
+
+
+def test_swarms_leases_are_never_collected(store: Store) -> None:
+    clock = Clock()
+    ipam = make(store, clock=clock)
+    shared = ipam.request_pool(GLOBAL, "10.0.0.0/24", "", v6=False).id
+    store.put_network(network("10.0.0.0/24"))
+    any_address(ipam, shared)
+    clock.now += 2 * GRACE
+    assert ipam.collect() == []
