@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import shutil
-from pathlib import Path
 
 from .engine import IMAGE
 from .lab import Lab
@@ -43,29 +42,32 @@ networks:
 """
 
 
-def compose(lab: Lab, folder: Path, *arguments: str) -> str:
-    """This machine's compose, whichever it has, talking to the lab's engine."""
-    command = ["docker-compose"] if shutil.which("docker-compose") else ["docker", "compose"]
-    environment = {**os.environ, "DOCKER_HOST": f"unix://{lab.engine.docker_socket}"}
-    return run(*command, "-p", "shop", *arguments, cwd=folder, env=environment).stdout
+def compose(lab: Lab, *arguments: str) -> str:
+    """This machine's compose for its own engine, the suite's own for another."""
+    file = lab.machine.base / "run/docker-compose.yml"
+    file.write_text(FILE)
+    words = ("-p", "shop", *arguments)
+    if lab.engine.suite == "host" and shutil.which("docker-compose"):
+        environment = {**os.environ, "DOCKER_HOST": f"unix://{lab.engine.docker_socket}"}
+        return run("docker-compose", "-f", str(file), *words, env=environment).stdout
+    return lab.docker("compose", "-f", "/run/docker-compose.yml", *words)
 
 
-def test_up_scale_and_down(lab: Lab, tmp_path: Path) -> None:
-    (tmp_path / "docker-compose.yml").write_text(FILE)
-    compose(lab, tmp_path, "up", "-d")
+def test_up_scale_and_down(lab: Lab) -> None:
+    compose(lab, "up", "-d")
     client = lab.docker("ps", "-q", "--filter", "label=com.docker.compose.service=client")
     assert lab.page(lab.lan, HOST4, 8080) == "web"
     assert lab.page(lab.lan, HOST6, 8080) == "web"
     for name in ("web", "shop"):
         assert lab.inside(client, "wget", "-q", "-O", "-", f"http://{name}/") == "web"
     assert lab.page(lab.at(client), "10.79.0.9", 80) == "web"
-    compose(lab, tmp_path, "restart")
+    compose(lab, "restart")
     assert lab.page(lab.lan, HOST4, 8080) == "web"
-    compose(lab, tmp_path, "up", "-d", "--scale", "client=3")
+    compose(lab, "up", "-d", "--scale", "client=3")
     assert lab.daemon.drift() == ""
-    compose(lab, tmp_path, "down")
+    compose(lab, "down")
     assert lab.remains() == []
-    compose(lab, tmp_path, "up", "-d")
+    compose(lab, "up", "-d")
     assert lab.page(lab.lan, HOST4, 8080) == "web"
-    compose(lab, tmp_path, "down")
+    compose(lab, "down")
     assert lab.remains() == []

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import pytest
+
 from .lab import Lab
 from .machine import HOST4, LAN4, wait_until
 
@@ -10,6 +12,7 @@ def gateway(lab: Lab, network: str) -> str:
     return str(lab.engine.inspect(network)["IPAM"]["Config"][0]["Gateway"]).partition("/")[0]
 
 
+@pytest.mark.checklist(9)
 def test_connect_and_disconnect_while_running(lab: Lab) -> None:
     lab.network("n1")
     lab.network("n2")
@@ -26,6 +29,7 @@ def test_connect_and_disconnect_while_running(lab: Lab) -> None:
     assert lab.daemon.drift() == ""
 
 
+@pytest.mark.checklist(9)
 def test_the_gateway_moves_between_two_networks_and_takes_the_ports_along(lab: Lab) -> None:
     lab.network("m1")
     lab.network("m2")
@@ -45,6 +49,7 @@ def test_the_gateway_moves_between_two_networks_and_takes_the_ports_along(lab: L
     assert lab.ask(lab.lan, HOST4, 8080) == f"box {LAN4}"
 
 
+@pytest.mark.checklist(9)
 def test_the_gateway_moves_to_a_built_in_network_and_back(lab: Lab) -> None:
     lab.network("t1")
     lab.docker("network", "create", "b1")
@@ -61,6 +66,7 @@ def test_the_gateway_moves_to_a_built_in_network_and_back(lab: Lab) -> None:
     assert lab.ask(lab.lan, HOST4, 8080) == f"box {LAN4}"
 
 
+@pytest.mark.checklist(9)
 def test_the_gateway_moves_from_a_built_in_network_and_back(lab: Lab) -> None:
     lab.docker("network", "create", "b2")
     lab.network("a1")
@@ -75,6 +81,7 @@ def test_the_gateway_moves_from_a_built_in_network_and_back(lab: Lab) -> None:
     wait_until("the built-in driver serves the port", lambda: lab.ask(lab.lan, HOST4, 8080).startswith("box"))
 
 
+@pytest.mark.checklist(9)
 def test_a_container_that_stops_frees_what_it_had_and_a_restart_brings_it_back(lab: Lab) -> None:
     lab.network("n1")
     lab.web("web", "--network", "n1", "-p", "8080:80")
@@ -88,3 +95,17 @@ def test_a_container_that_stops_frees_what_it_had_and_a_restart_brings_it_back(l
     assert lab.page(lab.lan, HOST4, 8080) == "web"
     lab.docker("kill", "web")
     assert lab.published() == []
+
+
+@pytest.mark.checklist(9)
+def test_gateway_priority(lab: Lab) -> None:
+    if lab.engine.version() < (28, 0):
+        pytest.skip(f"--gw-priority came with Docker 28; this is {lab.engine.version()}")
+    lab.network("m1")
+    lab.network("m2")
+    box = lab.container("box", "--network", "m1", "-p", "8080:80")
+    lab.serve(box, "tcp", 80)
+    lab.docker("network", "connect", "--gw-priority", "7", "m2", "box")
+    assert lab.default_route("box") == gateway(lab, "m2")
+    assert {p["container_ip"] for p in lab.published()} == {lab.address("box", "m2")}
+    assert lab.ask(lab.lan, HOST4, 8080) == f"box {LAN4}"
