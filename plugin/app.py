@@ -129,7 +129,7 @@ def _views(driver: Driver) -> dict[str, tuple[str, View]]:
         f"{OWN}endpoints": ("GET", lambda: view.endpoints(store.networks(), store.endpoints())),
         f"{OWN}ports": ("GET", lambda: view.ports(store.networks(), store.endpoints())),
         f"{OWN}pools": ("GET", lambda: view.pools(driver.ipam.usage())),
-        f"{OWN}inspect/<name>": ("GET", lambda name: view.inspect(name, store.networks(), store.endpoints())),
+        f"{OWN}inspect/<path:name>": ("GET", lambda name: view.inspect(name, store.networks(), store.endpoints())),
         f"{OWN}check": ("GET", lambda: {"drift": driver.check()}),
         f"{OWN}repair": ("POST", lambda: {"mended": driver.repair()}),
     }

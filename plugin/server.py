@@ -56,6 +56,8 @@ class Listener:
         if self.activated:
             self.fd = systemd.SD_LISTEN_FDS_START
             return
+        if path.exists() and not path.is_socket():
+            raise StateError(f"{path} exists and is no socket; remove it, or set TRESTLE_SOCKET")
         self._draft = path.with_name(f".{path.name}.{os.getpid()}")
         self.fd = _listen(self._draft)
         self._identity = _identity(self._draft)
@@ -164,8 +166,8 @@ class _Logger(GunicornLogger):  # type: ignore[misc]  # gunicorn ships no types
         self.error_log.setLevel(logging.DEBUG if chatty else logging.WARNING)
 
     def error(self, msg: str, *args: Any, **kwargs: Any) -> None:
-        """A worker that refused to start has said why already."""
-        if args[1:] != (_Arbiter.APP_LOAD_ERROR,):
+        """A worker that did not start has said why already."""
+        if args[1:] not in ((_Arbiter.APP_LOAD_ERROR,), (_Arbiter.WORKER_BOOT_ERROR,)):
             super().error(msg, *args, **kwargs)
 
 
