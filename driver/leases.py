@@ -111,17 +111,12 @@ class Leases:
         return self._one("address = ?", self._pack(address))
 
     def take(self, address: int, now: float, *, gateway: bool, asked: bool, name: str | None) -> None:
-        """Lease an address that is free; a name sticks to the latest address only."""
-        key = self._pack(address)
-        if name is not None:
-            self._db.execute(
-                "UPDATE addresses SET name = NULL WHERE pool_id = ? AND name = ? AND NOT held", (self._pool, name)
-            )
+        """Lease an address that is free. It keeps the name, and that it was asked for, when it is free again."""
         self._db.execute(
             "INSERT INTO addresses (pool_id, address, held, gateway, asked, name, since) VALUES (?, ?, 1, ?, ?, ?, ?)"
             " ON CONFLICT (pool_id, address) DO UPDATE SET held = 1, gateway = excluded.gateway,"
             " asked = asked OR excluded.asked, name = excluded.name, since = excluded.since",
-            (self._pool, key, gateway, asked, name, now),
+            (self._pool, self._pack(address), gateway, asked, name, now),
         )
 
     def free(self, address: int, now: float) -> bool:
@@ -142,8 +137,8 @@ class Leases:
         return changed > 0
 
     def of_name(self, name: str, first: int, last: int) -> int | None:
-        """The free address that a container of this name was given last time."""
-        condition = "name = ? AND NOT held AND NOT asked AND +address BETWEEN ? AND ?"
+        """The free address that a container of this name was given and released last."""
+        condition = "name = ? AND NOT held AND NOT asked AND +address BETWEEN ? AND ? ORDER BY since DESC LIMIT 1"
         lease = self._one(condition, name, *self._range(first, last), index="address_name")
         return lease.address if lease else None
 

@@ -334,6 +334,34 @@ def test_automatic_addresses_avoid_those_ever_asked_for_by_value(ipam: Ipam) -> 
     assert {any_address(ipam, one), any_address(ipam, one)} == {"10.0.0.1/29", "10.0.0.3/29"}
 
 
+def test_an_address_that_was_asked_for_once_is_avoided_for_ever(ipam: Ipam) -> None:
+    one = pool(ipam, "10.0.0.0/30")
+    ipam.request_address(one, "10.0.0.1", gateway=False)
+    ipam.release_address(one, "10.0.0.1")
+    assert any_address(ipam, one) == "10.0.0.2/30"
+    assert any_address(ipam, one) == "10.0.0.1/30"  # nothing else was left
+    ipam.release_address(one, "10.0.0.1")
+    ipam.release_address(one, "10.0.0.2")
+    assert any_address(ipam, one) == "10.0.0.2/30"  # although it has been free for a shorter time
+
+
+def test_addresses_that_were_forgotten_are_found_again(ipam: Ipam, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A pool remembers only so many free addresses; the others must come round again."""
+    monkeypatch.setattr("driver.leases.MEMORY", 1)
+    one = pool(ipam, "10.0.0.0/29")
+    given = [any_address(ipam, one) for _ in range(4)]
+    for address in ("10.0.0.5", "10.0.0.6"):
+        ipam.request_address(one, address, gateway=False)
+    for address in given[:3]:
+        ipam.release_address(one, address)
+    assert [any_address(ipam, one) for _ in range(3)] == given[:3]
+    with pytest.raises(Exhausted):
+        any_address(ipam, one)
+    for address in given:  # now that it is known to be full, a forgotten one must be noticed
+        ipam.release_address(one, address)
+    assert {any_address(ipam, one) for _ in range(4)} == set(given)
+
+
 def test_a_container_gets_its_address_back_by_name(ipam: Ipam) -> None:
     one = pool(ipam)
     web, other = any_address(ipam, one, "web"), any_address(ipam, one, "db")
@@ -344,6 +372,26 @@ def test_a_container_gets_its_address_back_by_name(ipam: Ipam) -> None:
     assert any_address(ipam, one, "db") == other
     assert any_address(ipam, one, "web") == web
     assert any_address(ipam, one, "web") not in {web, other}  # a second of that name while the first lives
+
+
+def test_a_name_that_two_containers_had_gets_the_address_released_last(ipam: Ipam) -> None:
+    one = pool(ipam)
+    first, second = any_address(ipam, one, "web"), any_address(ipam, one, "web")
+    ipam.release_address(one, first)
+    ipam.release_address(one, second)
+    assert any_address(ipam, one, "web") == second
+
+
+def test_addresses_go_on_behind_the_latest_even_where_the_former_are_forgotten(
+    ipam: Ipam, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("driver.leases.MEMORY", 0)
+    one = pool(ipam)
+    given = []
+    for _ in range(4):
+        given.append(any_address(ipam, one))
+        ipam.release_address(one, given[-1])
+    assert given == [f"10.0.0.{n}/24" for n in (1, 2, 3, 4)]
 
 
 def test_a_name_is_no_claim_on_an_address_that_was_asked_for_by_value(ipam: Ipam) -> None:

@@ -92,8 +92,6 @@ class Leases(RuleBasedStateMachine):
         assert number not in self.held
         assert number not in self.reserved
         assert number in self.usable
-        for other in [n for n, known in self.names.items() if known == name and n not in self.held]:
-            del self.names[other]
         self.names.pop(number, None)
         if name:
             self.names[number] = name
@@ -113,7 +111,7 @@ class Leases(RuleBasedStateMachine):
         assert number in free
         own = [n for n in free if name and self.names.get(n) == name and n not in self.asked]
         if own:
-            assert number in own, "a name did not get its address back"
+            assert number == max(own, key=self.freed.__getitem__), "a name did not get its latest address back"
         else:
             unused = [n for n in free if n not in self.freed]
             best = min(free, key=lambda n: (n in self.asked, n in self.names, self.freed.get(n, 0.0)))
