@@ -6,13 +6,13 @@ This is where the parts are put together; it decides nothing that they do not.
 from __future__ import annotations
 
 import time
-from contextlib import suppress
 
 from driver import routes
 from driver.endpoint import Endpoints
 from driver.firewall import Firewall
 from driver.firewall.hook import Hook
 from driver.firewall.nftables import NftablesFirewall
+from driver.flusher import Flusher
 from driver.ipam import Ipam
 from driver.kernel import Kernel
 from driver.locks import Gate
@@ -34,13 +34,14 @@ class Driver:
         self.settings = settings
         self.store = Store(settings.state_dir)
         self.ports = HostPorts(settings.proc_sys_net)
+        self.flusher = Flusher()
         self.firewall: Firewall = NftablesFirewall(settings.mark)
         self.hook = Hook(settings.mark, settings.hook)
         self._gate = Gate()
         self._started = time.time()
         kernel = Kernel(settings.proc_sys_net)
         self._reconciler = Reconciler(kernel, self.firewall, settings.uplinks, self._plan)
-        self.endpoints = Endpoints(self.store, kernel, self._reconciler, self.ports, self._gate)
+        self.endpoints = Endpoints(self.store, kernel, self._reconciler, self.ports, self.flusher, self._gate)
         self.networks = Networks(self.store, kernel, self._reconciler, self.endpoints, self._gate)
         self.ipam = Ipam(
             self.store, routes.host_routes, settings.pools4, settings.pools6, settings.exclude, living=self._living
@@ -71,8 +72,8 @@ class Driver:
 
     def close(self) -> None:
         """Let go of sockets and files; the kernel keeps what it has, so traffic goes on."""
-        with suppress(Exception):
-            self.ports.close()
+        self.flusher.close()
+        self.ports.close()
         self.store.close()
 
     def status(self) -> dict[str, object]:

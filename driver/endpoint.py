@@ -14,9 +14,9 @@ from dataclasses import dataclass
 
 import msgspec
 
-from driver import conntrack
 from driver.checks import check_id, read_address, read_mac
 from driver.errors import Conflict, NotFound, PortInUse
+from driver.flusher import Flusher
 from driver.kernel import Kernel
 from driver.locks import Gate, KeyedLocks
 from driver.model import Endpoint, Family, GatewayMode, Network, PortBinding, PortRequest
@@ -46,11 +46,20 @@ class Join:
 class Endpoints:
     """The endpoints of one host. Thread-safe; verbs on different endpoints run side by side."""
 
-    def __init__(self, store: Store, kernel: Kernel, reconciler: Reconciler, ports: HostPorts, gate: Gate) -> None:
+    def __init__(
+        self,
+        store: Store,
+        kernel: Kernel,
+        reconciler: Reconciler,
+        ports: HostPorts,
+        flusher: Flusher,
+        gate: Gate,
+    ) -> None:
         self._store = store
         self._kernel = kernel
         self._reconciler = reconciler
         self._ports = ports
+        self._flusher = flusher
         self._gate = gate
         self._locks = KeyedLocks()
 
@@ -175,7 +184,7 @@ class Endpoints:
     def _publish(self, network: Network, before: Endpoint, after: Endpoint) -> None:
         self._store.put_endpoint(after)
         self._reconciler.change_rules(add=plan_endpoint(network, after).rules - plan_endpoint(network, before).rules)
-        conntrack.flush_ports(after.bindings or ())
+        self._flusher.ports(after.bindings or ())
 
     def _withdraw_ports(self, network: Network, endpoint: Endpoint) -> Endpoint:
         """The endpoint with nothing published: in the firewall, in the table of held ports, in the store."""
@@ -183,7 +192,7 @@ class Endpoints:
         rules = plan_endpoint(network, endpoint).rules - plan_endpoint(network, silent).rules
         self._reconciler.change_rules(remove=rules)
         self._ports.release(endpoint.id)
-        conntrack.flush_ports(endpoint.bindings or ())
+        self._flusher.ports(endpoint.bindings or ())
         self._store.put_endpoint(silent)
         return silent
 
@@ -269,7 +278,7 @@ class Endpoints:
         """Take an endpoint out of the kernel; its row stays, as before Join."""
         self._reconciler.withdraw(plan_endpoint(network, endpoint))
         self._ports.release(endpoint.id)
-        conntrack.flush_addresses([ip for ip in map(endpoint.ip, FAMILIES) if ip])
+        self._flusher.addresses(ip for ip in map(endpoint.ip, FAMILIES) if ip)
         self._store.put_endpoint(msgspec.structs.replace(endpoint, sandbox=None, request_digest="", bindings=None))
 
     def _remove(self, network: Network, endpoint: Endpoint) -> None:
