@@ -42,7 +42,7 @@ class Driver:
         kernel = Kernel(settings.proc_sys_net)
         self._reconciler = Reconciler(kernel, self.firewall, settings.uplinks, self._plan)
         self.endpoints = Endpoints(self.store, kernel, self._reconciler, self.ports, self.flusher, self._gate)
-        self.networks = Networks(self.store, kernel, self._reconciler, self.endpoints, self._gate)
+        self.networks = Networks(self.store, kernel, self._reconciler, self.hook, self.endpoints, self._gate)
         self.ipam = Ipam(
             self.store, routes.host_routes, settings.pools4, settings.pools6, settings.exclude, living=self._living
         )
