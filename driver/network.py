@@ -29,7 +29,9 @@ DEFAULT_MTU = 1500
 class Networks:
     """The networks of one host. Thread-safe; verbs on different networks run side by side."""
 
-    def __init__(self, store: Store, kernel: Kernel, reconciler: Reconciler, endpoints: Endpoints, gate: Gate) -> None:
+    def __init__(
+        self, store: Store, kernel: Kernel, reconciler: Reconciler, hook: Hook, endpoints: Endpoints, gate: Gate
+    ) -> None:
         self._store = store
         self._kernel = kernel
         self._reconciler = reconciler
