@@ -1,0 +1,188 @@
+"""Whatever bytes come, on whatever path: an object with Err, no traceback, and nothing changed.
+
+Hypothesis sends raw bytes and mutated calls of real engines through the WSGI application, with the
+real driver in a private network namespace. ``TRESTLE_FUZZ=N`` sends N inputs in place of 20 000.
+"""
+
+from __future__ import annotations
+
+import copy
+import json
+import logging
+import os
+import tempfile
+from collections.abc import Callable, Iterator
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from driver.checks import PoolData
+from driver.daemon import Driver
+from driver.model import PortRequest
+from driver.settings import Settings
+from plugin.app import create_app
+from plugin.verbs import VERBS
+from tests.data import Call, all_calls
+from tests.netns.world import World
+
+INPUTS = int(os.environ.get("TRESTLE_FUZZ", "20000"))
+PATHS = sorted(VERBS)
+TABLES = ("networks", "endpoints", "pools", "addresses")
+
+# Values that break programs: of the wrong type, at the edge of a range, too long, with a meaning elsewhere.
+NASTY: list[Any] = [
+    *(None, True, -1, 0, 65536, 2**63, 1e308, [], {}, [[]], {"": {}}, ["x"] * 300),
+    *("", " ", "\x00", "../../etc", "a" * 5000, "\u202e\ud7ff", "%s%n", "';--"),
+    *("10.0.0.1/33", "::/0", "255.255.255.255/0", "fe80::1%lo", "10.82.0.1/24", "10.82.0.0", "ff:ff:ff:ff:ff:ff"),
+]
+JSON = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.floats(allow_nan=False) | st.text() | st.sampled_from(NASTY),
+    lambda inner: st.lists(inner, max_size=4) | st.dictionaries(st.text(), inner, max_size=4),
+    max_leaves=8,
+)
+# What stands when each input arrives: a network, and a joined endpoint that publishes a port.
+NETWORK, ENDPOINT, ADDRESS = "ab" * 32, "cd" * 32, "10.82.0.2/24"
+PORT = PortRequest(proto=6, container_port=80, host_port=8080, host_port_end=8080)
+POOLS = [PoolData("10.82.0.0/24", "10.82.0.1/24", {})]
+
+
+def aimed(call: Call) -> Call:
+    """A recorded call turned on what stands, so that the bad value is all that is wrong with it."""
+    body = copy.deepcopy(call.body)
+    if "EndpointID" in body:
+        body |= {"NetworkID": NETWORK, "EndpointID": ENDPOINT}
+    if "Interface" in body:
+        body |= {"EndpointID": "ef" * 32, "Interface": body["Interface"] | {"Address": "10.82.0.9/24"}}
+    return replace(call, body=body)
+
+
+CALLS = [aimed(call) for call in all_calls() if call.body]
+
+
+def places(value: Any) -> list[tuple[Any, Any]]:
+    """Every (container, key) in decoded JSON."""
+    keys = range(len(value)) if isinstance(value, list) else list(value) if isinstance(value, dict) else ()
+    return [place for key in keys for place in ((value, key), *places(value[key]))]
+
+
+@st.composite
+def mutated(draw: st.DrawFn) -> tuple[str, bytes]:
+    """A recorded call with one to three values replaced, removed, doubled or moved to another path."""
+    call = draw(st.sampled_from(CALLS))
+    body = copy.deepcopy(call.body)
+    for _ in range(draw(st.integers(1, 3))):
+        if found := places(body):
+            container, key = draw(st.sampled_from(found))
+            match draw(st.integers(0, 3)):
+                case 0:
+                    del container[key]
+                case 1 if isinstance(container, dict):
+                    container[draw(st.text(max_size=5))] = container.pop(key)
+                case 2 if isinstance(container, list):
+                    container.extend(container[:])
+                case _:
+                    container[key] = copy.deepcopy(draw(JSON))  # a later round may change it
+    path = call.path if draw(st.integers(0, 9)) else draw(st.sampled_from(PATHS))
+    return path, json.dumps(body).encode()
+
+
+@st.composite
+def broken(draw: st.DrawFn) -> tuple[str, bytes]:
+    """A recorded call with bytes cut out or put in."""
+    call = draw(st.sampled_from(CALLS))
+    raw = call.raw
+    start = draw(st.integers(0, len(raw)))
+    end = draw(st.integers(start, len(raw)))
+    return call.path, raw[:start] + draw(st.binary(max_size=8)) + raw[end:]
+
+
+RAW = st.tuples(st.sampled_from(PATHS), st.binary(max_size=200))
+OTHER = st.tuples(st.text(max_size=30).map(lambda text: "/" + text), st.binary(max_size=20))
+
+
+@pytest.fixture
+def target(world: World) -> Iterator[Callable[[str, bytes], None]]:
+    """Send one input and judge the answer."""
+    with tempfile.TemporaryDirectory(dir="/dev/shm") as directory:  # thousands of commits need not reach a disk
+        yield from judge(Path(directory))
+
+
+def judge(directory: Path) -> Iterator[Callable[[str, bytes], None]]:
+    driver = Driver(Settings(state_dir=directory, hook="none"))
+    driver.start()
+    client = create_app(driver).test_client()
+
+    def send(path: str, body: bytes) -> None:
+        answer = client.post(path, data=body, headers={"Host": ""})
+        told = json.loads(answer.data)
+        assert isinstance(told, dict)
+        assert b"Traceback" not in answer.data
+        if answer.status_code != 200:
+            assert told["Err"] == told["Error"] != ""
+            assert "has a fault" not in told["Err"], told
+            assert contents(driver) == before, "a refused call changed the state"
+        elif contents(driver) != before:
+            take_back(driver)
+            if contents(driver) != before:
+                driver.networks.delete_network(NETWORK)
+                build(driver)
+            assert contents(driver) == before
+
+    build(driver)
+    before = contents(driver)
+    yield send
+    driver.close()
+
+
+def contents(driver: Driver) -> list[Any]:
+    with driver.store.reading() as db:
+        return [db.execute(f"SELECT * FROM {table}").fetchall() for table in TABLES]
+
+
+def build(driver: Driver) -> None:
+    driver.networks.create_network(NETWORK, {}, POOLS, [])
+    driver.endpoints.create_endpoint(NETWORK, ENDPOINT, ADDRESS, "", "", {})
+    driver.endpoints.join(NETWORK, ENDPOINT, "/var/run/docker/netns/none")
+    driver.endpoints.publish(NETWORK, ENDPOINT, [PORT])
+
+
+def take_back(driver: Driver) -> None:
+    """Undo what a call that happened to be right has made."""
+    for network in driver.store.networks():
+        if network.id != NETWORK:
+            driver.networks.delete_network(network.id)
+    for endpoint in driver.store.endpoints(NETWORK):
+        if endpoint.id != ENDPOINT:
+            driver.endpoints.delete_endpoint(NETWORK, endpoint.id)
+    with driver.store.transaction() as db:
+        db.execute("DELETE FROM pools")
+
+
+@pytest.mark.parametrize(
+    ("inputs", "share"),
+    [(mutated(), 0.2), (broken(), 0.1), (RAW, 0.6), (OTHER, 0.1)],
+    ids=["mutated", "broken", "bytes", "paths"],
+)
+def test_no_input_does_harm(
+    target: Callable[[str, bytes], None],
+    inputs: st.SearchStrategy[tuple[str, bytes]],
+    share: float,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    caplog.set_level(logging.CRITICAL)
+
+    @settings(
+        max_examples=max(1, int(INPUTS * share)),
+        deadline=None,
+        database=None,
+        suppress_health_check=list(HealthCheck),
+    )
+    @given(inputs)
+    def run(one: tuple[str, bytes]) -> None:
+        target(*one)
+
+    run()
