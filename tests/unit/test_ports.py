@@ -32,12 +32,13 @@ def binding(
 # -- coalesce ---------------------------------------------------------------------------------
 
 Point = tuple[int, str, int, int]
+ROUTED = -10
 
 
 def expand(bindings: tuple[PortBinding, ...] | list[PortBinding]) -> list[Point]:
-    """Every single port; those of mode routed have no host port."""
+    """Every single port; those of mode routed have no host port, so nothing stands beside port 1."""
     return [
-        (b.proto, b.host_ip, b.host_port and b.host_port + step, b.container_port + step)
+        (b.proto, b.host_ip, b.host_port + step if b.host_port else ROUTED, b.container_port + step)
         for b in bindings
         for step in range(b.count)
     ]
@@ -59,7 +60,7 @@ def test_coalescing_keeps_the_ports_in_the_fewest_runs(bindings: list[PortBindin
     points = set(expand(bindings))
     assert sorted(expand(runs)) == sorted(points)  # each port once
     # A run must begin at every port whose predecessor is missing; no set of runs can have fewer.
-    starts = [p for p in points if (p[0], p[1], p[2] and p[2] - 1, p[3] - 1) not in points]
+    starts = [p for p in points if (p[0], p[1], max(p[2] - 1, ROUTED), p[3] - 1) not in points]
     assert len(runs) == len(starts)
     assert coalesce(random.Random(0).sample(bindings, len(bindings))) == runs
 
