@@ -66,6 +66,8 @@ def test_an_ephemeral_port_is_the_same_on_both_families_and_free_on_both(host: N
     with taken(host, TCP, "::1", 40000), taken(host, TCP, "127.0.0.1", 40001):
         given = ports.reserve("web", request(0))
     assert [(b.host_ip, b.host_port) for b in given] == [("0.0.0.0", 40002), ("::", 40002)]
+    assert ports.table.owner_of(TCP, "0.0.0.0", 40000) is None  # what was tried in vain is nobody's
+    assert ports.reserve("db", request(40000))
 
 
 def test_after_ten_taken_ports_an_ephemeral_request_gives_up(host: Namespace, ports: Ports) -> None:
