@@ -143,6 +143,18 @@ class _Worker(ThreadWorker):  # type: ignore[misc]  # gunicorn ships no types
             if self.nr_conns == before:
                 return
 
+    def handle(self, conn: Any) -> Any:
+        """One connection, in a thread. After the answer nothing more is heard.
+
+        Gunicorn would wait for the caller to close, up to 2 s for each, in the one thread that accepts. On a
+        Unix socket there is nothing to wait for: what was sent can be read after the sender is gone.
+        """
+        keep = super().handle(conn)
+        if keep is False:
+            with contextlib.suppress(OSError):
+                conn.sock.shutdown(socket.SHUT_RDWR)
+        return keep
+
     def handle_error(self, req: Any, client: socket.socket, addr: Any, exc: BaseException) -> None:
         """What gunicorn refuses before it is a request."""
         body = b'{"Err": "not a HTTP request that is understood", "Error": "not a HTTP request that is understood"}'

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import signal
 import socket
@@ -90,6 +91,19 @@ def test_2_the_connection_is_closed_after_an_answer_even_if_keeping_it_is_asked_
     assert answer.headers["connection"] == "close"
 
 
+def test_callers_that_do_not_close_keep_nobody_waiting(daemon: Daemon) -> None:
+    request = b"POST /Plugin.Activate HTTP/1.1\r\nHost: \r\nContent-Length: 0\r\n\r\n"
+    with contextlib.ExitStack() as idle:
+        for _ in range(8):
+            caller = idle.enter_context(socket.socket(socket.AF_UNIX))
+            caller.connect(str(daemon.socket))
+            caller.sendall(request)
+            assert caller.recv(65536).startswith(b"HTTP/1.1 200 OK")
+        began = time.monotonic()
+        assert daemon.call("Plugin.Activate").status == 200
+        assert time.monotonic() - began < 1
+
+
 # -- 5: unknown ids -----------------------------------------------------------------------------
 
 
@@ -143,6 +157,16 @@ def test_every_recorded_call_gets_an_object(daemon: Daemon, engine: str) -> None
         assert (answer.status == 500) == bool(answer.json.get("Err"))
     assert not [line for line in daemon.lines() if "Traceback" in line]
     assert daemon.get("/trestle/v1/check").json == {"drift": []}
+
+
+@pytest.mark.parametrize("engine", data.ENGINES)
+def test_3_and_4_every_recorded_network_is_made_may_be_made_again_and_goes(daemon: Daemon, engine: str) -> None:
+    for call in data.calls(engine):
+        if call.name == "NetworkDriver.CreateNetwork":
+            for _ in range(2):
+                assert daemon.ok(call.name, call.body) == {}
+            assert [network["id"] for network in daemon.get("/trestle/v1/networks").json] == [call.body["NetworkID"]]
+            assert daemon.ok("NetworkDriver.DeleteNetwork", {"NetworkID": call.body["NetworkID"]}) == {}
 
 
 # -- the life of a container --------------------------------------------------------------------
