@@ -61,7 +61,7 @@ _PORT = ("inet_proto", "inet_service")
 
 ROUTED_SETS: dict[str, Set] = {
     "bridges": Set(("ifname",)),  # ours
-    "foreign": Set(("ifname",)),  # bridges of other owners that lead to containers, not to a wire
+    "uplinks": Set(("ifname",)),  # bridges of other owners that lead to a wire, not to containers alone
     "same": Set(("ifname", "ifname")),  # (bridge, bridge) of each of ours: both ends on one network
     "noicc": Set(("ifname",)),  # containers of this network may not talk to each other
     "internal": Set(("ifname",)),  # nothing in, nothing out
@@ -121,11 +121,12 @@ _ROUTED_CHAINS = """
 		iifname @internal drop
 		oifname @internal drop
 		oifname @bridges goto inbound
-		oifname @foreign goto abroad
+		meta oifkind "bridge" oifname != @uplinks goto abroad
 		goto pass
 	}
 	chain neighbours {
 		ct status dnat goto pass comment "published ports of a neighbour work without icc too"
+		icmpv6 type { 135, 136 } goto pass comment "for that, neighbours must find each other"
 		iifname @noicc drop
 		goto pass
 	}

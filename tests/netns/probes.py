@@ -198,7 +198,7 @@ def probe(
                 sock.bind((bind, 0))
             if proto == "sctp":
                 return _ask_sctp(sock, address, port)
-            sock.connect((address, port))
+            sock.connect(_target(address, port))
             if proto == "udp":
                 sock.send(b"?")
             return sock.recv(200).decode() or "closed"
@@ -206,6 +206,11 @@ def probe(
             return "timeout"
         except OSError as error:
             return _NAMES.get(error.errno or 0, str(error))
+
+
+def _target(address: str, port: int) -> tuple[str, int] | tuple[str, int, int, int]:
+    host, _, scope = address.partition("%")
+    return (host, port, 0, int(scope)) if scope else (host, port)
 
 
 def _ask_sctp(sock: socket.socket, address: str, port: int) -> str:
