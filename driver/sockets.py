@@ -4,6 +4,9 @@ Traffic to a published port is translated before it reaches a socket, so the soc
 be in the way. What is not translated (::1, for one) must not be swallowed: TCP sockets are bound
 and do not listen, so that the kernel refuses a connection at once; UDP sockets have the smallest
 receive buffer (socket(7): 2304 bytes), so that at most a packet or two can wait in one.
+
+A held port costs this process 4 bytes and a descriptor, and the kernel about 3 KiB for TCP and
+1 KiB for UDP (measured on Linux 6.18); no thread and no process.
 """
 
 from __future__ import annotations
