@@ -8,6 +8,7 @@ UNIT=/etc/systemd/system/trestle.service
 unset DOCKER_HOST DOCKER_CONTEXT # this machine's engine is meant
 kept=
 
+keep() { kept=${kept:+$kept, }$1; }
 note() { : >"$RUN/$1"; }
 noted() { [ -e "$RUN/$1" ]; }
 has_systemd() { [ -d /run/systemd/system ]; }
@@ -75,9 +76,9 @@ start_daemon() {
 
 stop_daemon() {
     noted daemon || return 0
-    if daemon_answers; then
-        kept=$(.venv/bin/trestle networks --json | .venv/bin/python -c 'import json,sys; n=len(json.load(sys.stdin)); print(f"{n} network(s) of yours in '$STATE'" if n else "")')
-    fi
+    local networks=0
+    if daemon_answers; then networks=$(.venv/bin/trestle networks --json | .venv/bin/python -c 'import json,sys; print(len(json.load(sys.stdin)))'); fi
+    [ "$networks" = 0 ] || keep "$networks network(s) of yours in $STATE"
     say "down: trestle"
     if has_systemd; then
         systemctl disable --quiet --now trestle.service 2>/dev/null || true
@@ -85,7 +86,7 @@ stop_daemon() {
     else
         end trestle serve
     fi
-    if noted state && [ -z "$kept" ]; then rm -rf $STATE; fi
+    if noted state && [ "$networks" = 0 ]; then rm -rf $STATE; fi
 }
 
 start_engine() {
@@ -106,40 +107,51 @@ start_engine() {
 }
 
 # What dockerd changes on a host and leaves when it stops: one bridge, its rules, forwarding, its folders.
-DOCKER_FOLDERS="/var/lib/docker /etc/docker /run/docker /run/containerd /run/docker.sock"
+DOCKER_FILES="/var/lib/docker /etc/docker /run/docker /run/containerd /run/docker.sock"
 remember_host() {
-    local table folder
-    [ ! -e "$RUN/folders" ] || return 0
+    local table file
+    [ ! -e "$RUN/files" ] || return 0
     for table in iptables ip6tables; do $table-save >"$RUN/$table.before" 2>/dev/null || true; done
     cat /proc/sys/net/ipv4/ip_forward >"$RUN/ip_forward.before"
     nft list tables >"$RUN/tables.before" 2>/dev/null || true
     ip link show docker0 >/dev/null 2>&1 || note docker0
-    for folder in $DOCKER_FOLDERS; do [ -e "$folder" ] || echo "$folder"; done >"$RUN/folders"
+    for file in $DOCKER_FILES; do
+        if [ ! -e "$file" ]; then echo "$file"; elif [ -d "$file" ]; then find "$file" -prune -empty -printf '%p/\n'; fi
+    done >"$RUN/files"
 }
 
 stop_engine() {
     noted engine || return 0
-    local used=
     if docker_answers && [ -n "$(docker ps -aq)$(docker image ls -q)$(docker volume ls -q)" ]; then
-        used=yes
-        kept="what you made in /var/lib/docker"
+        note used
+        keep "what you made in /var/lib/docker"
     fi
     say "down: Docker"
     if has_systemd; then
         systemctl stop docker.socket docker.service 2>/dev/null || true
-        return
+    else
+        end dockerd dockerd
     fi
-    end dockerd dockerd
+}
+
+# After a dockerd that was a process of ours; what systemd started leaves what it always leaves.
+forget_engine() {
+    local file
+    noted engine && ! has_systemd || return 0
     if noted docker0; then ip link del docker0 2>/dev/null || true; fi
-    ip link del docker_gwbridge 2>/dev/null || true
     forget_rules iptables
     forget_rules ip6tables
     cat "$RUN/ip_forward.before" >/proc/sys/net/ipv4/ip_forward
     umount /run/docker/netns/* 2>/dev/null || true
-    local folder
-    while read -r folder; do
-        if [ "$folder" != /var/lib/docker ] || [ -z "$used" ]; then rm -rf "$folder"; fi
-    done <"$RUN/folders"
+    while read -r file; do
+        case $file in
+        /var/lib/docker*) ! noted used || continue ;;
+        esac
+        case $file in
+        */) find "$file" -xdev -mindepth 1 -delete ;; # the folder was there, and empty
+        *) rm -rf "$file" ;;
+        esac
+    done <"$RUN/files"
     rmdir /sys/fs/cgroup/*/docker /sys/fs/cgroup/docker 2>/dev/null || true
 }
 
@@ -149,7 +161,7 @@ forget_rules() {
     [ -n "$("$1-save" 2>/dev/null)" ] || return 0
     policy=$(sed -n '/^\*filter/,/^COMMIT/s/^:FORWARD \([A-Z]*\) .*/\1/p' "$before")
     "$1-save" | awk -v policy="${policy:-ACCEPT}" '
-        NR == FNR { old[$0] = 1; next }
+        FILENAME == ARGV[1] { old[$0] = 1; next }
         /^:FORWARD/ && table == "*filter" { $2 = policy }
         /^\*/ { table = $0 }
         old[$0] || !/DOCKER|docker0|docker_gwbridge|br-[0-9a-f]{12}/' "$before" - | "$1-restore" || true

@@ -17,6 +17,8 @@ from .machine import NetworkNamespace, wait_until
 
 OWN = ("--ipam-driver", "trestle")
 DEFAULT: tuple[str, ...] = ()
+# What dockerd and the libraries say at every step, and nobody needs to read.
+NOISE = re.compile(r"debug (pyroute2|asyncio|gunicorn)|loading plugin|signal loop|containerd.ttrpc")
 # What a machine has without us: its own links, and those that dockerd makes by itself.
 FOREIGN_LINKS = {"lo", "eth0", "docker0", "docker_gwbridge"}
 
@@ -148,7 +150,8 @@ class Lab:
             with log.open() as file:
                 file.seek(start)
                 lines = file.read().splitlines()
-            found.append((log.stem, "\n".join(lines[-80:])))
+            telling = [line for line in lines if not NOISE.search(line)]
+            found.append((log.stem, "\n".join(telling[-80:])))
         return found
 
 

@@ -21,7 +21,6 @@ def test_by_name_and_by_published_port_and_gone_without_a_trace(lab: Lab, ipam: 
     lab.web("web", "--network", "n1", "-p", "8080:80")
     assert lab.page(lab.lan, HOST4, 8080) == "web"
     assert lab.page(lab.lan, HOST4_SECOND, 8080) == "web"
-    assert lab.page(lab.lan, HOST6, 8080) == "web" if lab.address("web", "n1", 6) else True
     assert lab.page(lab.host, "127.0.0.1", 8080) == "web"
     assert lab.page(lab.host, HOST4, 8080) == "web"
     assert lab.docker("run", "--rm", "--network", "n1", IMAGE, "wget", "-q", "-O", "-", "http://web/") == "web"
@@ -40,7 +39,9 @@ def test_both_families(lab: Lab, ipam: tuple[str, ...]) -> None:
     client = lab.container("client", "--network", "n1")
     assert lab.page(lab.lan, HOST4, 8080) == "web"
     assert lab.page(lab.lan, HOST6, 8080) == "web"
-    assert lab.page(lab.host, "::1", 8080) == "web"
+    assert lab.page(lab.host, HOST6, 8080) == "web"
+    # IPv6 has no way from ::1 into a bridge (no route_localnet), and no proxy stands there: refused, not swallowed.
+    assert lab.ask(lab.host, "::1", 8080, timeout=BRIEF) == "refused"
     assert lab.page(client, lab.address("web", "n1", 6), 80) == "web"
     lab.serve(lab.lan, "tcp", 7000)
     assert lab.ask(client, LAN4, 7000) == f"lan {HOST4}"
@@ -51,8 +52,8 @@ def test_the_way_out_is_masqueraded_and_the_way_in_keeps_the_asker(lab: Lab) -> 
     lab.network("n1")
     box = lab.container("box", "--network", "n1", "-p", "7001:7001")
     lab.serve(box, "tcp", 7001)
-    lab.serve(lab.lan, "tcp", 7000)
-    lab.serve(lab.lan, "udp", 7000)
+    for proto in ("tcp", "udp"):
+        lab.echo.serve(lab.lan, proto, 7000, FAR4)
     assert lab.ask(box, FAR4, 7000) == f"lan {HOST4}"
     assert lab.ask(box, FAR4, 7000, "udp") == f"lan {HOST4}"
     assert lab.ask(lab.lan, HOST4, 7001) == f"box {LAN4}"

@@ -63,7 +63,7 @@ def test_a_port_is_reached_only_where_it_was_published(lab: Lab) -> None:
     box = lab.container("box", "--network", "n1", *(word for shape in published for word in ("-p", shape)))
     lab.serve(box, "tcp", 81, 82, 83, 84, 85)
     answers = [("127.0.0.1", 8081, lab.host), (HOST4, 8082, lab.lan), (HOST4_SECOND, 8083, lab.lan)]
-    answers += [(HOST6, 8084, lab.lan), ("::1", 8084, lab.host), (HOST6, 8085, lab.lan), (HOST4, 8082, lab.host)]
+    answers += [(HOST6, 8084, lab.lan), (HOST6, 8084, lab.host), (HOST6, 8085, lab.lan), (HOST4, 8082, lab.host)]
     for address, port, place in answers:
         assert lab.ask(place, address, port).startswith("box"), f"{place.name} to {address} port {port}"
     silent = [(HOST4, 8081, lab.lan), (HOST4_SECOND, 8082, lab.lan), ("127.0.0.1", 8082, lab.host)]
@@ -90,8 +90,8 @@ def test_containers_reach_published_ports_too(lab: Lab) -> None:
     neighbour, other = lab.container("neighbour", "--network", "n1"), lab.container("other", "--network", "n2")
     docker = lab.container("docker", "--network", "builtin")
     for asker in (box, neighbour, other, docker):
-        assert lab.ask(asker, HOST4, 8080).startswith("box "), asker.name
-        assert lab.ask(asker, HOST4, 8053, "udp").startswith("box "), asker.name
+        answers = [lab.ask(asker, HOST4, 8080), lab.ask(asker, HOST4, 8053, "udp")]
+        assert [answer.partition(" ")[0] for answer in answers] == ["box", "box"], asker.name
 
 
 def refusal(lab: Lab, name: str, *arguments: str) -> str:

@@ -148,9 +148,9 @@ def test_everything_is_rebuilt_after_links_and_rules_were_wiped(lab: Lab) -> Non
 
 def test_running_containers_live_again_after_a_wipe_and_their_restart(lab: Lab) -> None:
     """The kernel loses everything under running containers, and the host ports and addresses come back with them."""
-    lab.network("n1")
+    lab.network("n1", "--subnet", "10.77.0.0/24")
     lab.web("web", "--network", "n1", "-p", "8080:80")
-    lab.web("other", "--network", "n1", "--ip", lab.address("web", "n1").rpartition(".")[0] + ".77")
+    lab.web("other", "--network", "n1", "--ip", "10.77.0.77")
     lab.daemon.kill()
     wipe(lab)
     lab.daemon.start()
