@@ -40,9 +40,9 @@ class Driver:
         self._gate = Gate()
         self._started = time.time()
         kernel = Kernel(settings.proc_sys_net)
-        self._reconciler = Reconciler(kernel, self.firewall, settings.uplinks, self._plan)
+        self._reconciler = Reconciler(kernel, self.firewall, self.hook, settings.uplinks, self._plan)
         self.endpoints = Endpoints(self.store, kernel, self._reconciler, self.ports, self.flusher, self._gate)
-        self.networks = Networks(self.store, kernel, self._reconciler, self.hook, self.endpoints, self._gate)
+        self.networks = Networks(self.store, kernel, self._reconciler, self.endpoints, self._gate)
         self.ipam = Ipam(
             self.store, routes.host_routes, settings.pools4, settings.pools6, settings.exclude, living=self._living
         )
@@ -56,7 +56,7 @@ class Driver:
     def check(self) -> list[str]:
         """One line for each difference between the store and the kernel; changes nothing."""
         with self._gate.exclusive():
-            return self._reconciler.drift(self._plan()) + self.hook.drift()
+            return self._reconciler.drift(self._plan())
 
     def repair(self) -> list[str]:
         """What ``check`` names, mended; one line for each."""
@@ -67,8 +67,6 @@ class Driver:
         """Take everything of ours out of the kernel; the store stays. For uninstalling."""
         with self._gate.exclusive():
             self._reconciler.converge(Plan())
-            self.firewall.remove()
-            self.hook.remove()
 
     def close(self) -> None:
         """Let go of sockets and files; the kernel keeps what it has, so traffic goes on."""
@@ -91,8 +89,7 @@ class Driver:
     def _mend(self) -> list[str]:
         # Bridges come first, so that a lost veth pair has a place to go back to.
         bridges = self._reconciler.mend_bridges(self._plan())
-        lines = bridges + self.endpoints.restore_links() + self._reconciler.converge(self._plan())
-        return lines + self.hook.mend()
+        return bridges + self.endpoints.restore_links() + self._reconciler.converge(self._plan())
 
     def _plan(self) -> Plan:
         return plan_all(self.store.networks(), self.store.endpoints())

@@ -237,14 +237,14 @@ class Kernel:
         return True
 
 
-def foreign_bridges(links: Iterable[Link], uplinks: Iterable[str]) -> frozenset[str]:
-    """Bridges of other owners (Docker's, say) that hold only veth ports, so lead nowhere but to containers.
+def uplink_bridges(links: Iterable[Link], named: Iterable[str]) -> frozenset[str]:
+    """Bridges of others that lead to a wire: those with a port that is no veth, and those that are ``named``.
 
-    A bridge with any other port, or named in ``uplinks``, is a way to the outside.
+    A bridge with veth ports alone, such as Docker's, leads nowhere but to containers.
     """
     links = list(links)
-    outward = {link.master for link in links if link.master and link.kind != "veth"} | set(uplinks)
-    return frozenset(link.name for link in links if link.kind == "bridge" and not link.ours) - outward
+    outward = {link.master for link in links if link.master and link.kind != "veth"} | set(named)
+    return frozenset(link.name for link in links if link.kind == "bridge" and not link.ours and link.name in outward)
 
 
 def _nodad(ip: str) -> dict[str, int]:

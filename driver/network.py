@@ -13,7 +13,6 @@ from collections.abc import Mapping, Sequence
 from driver.checks import PoolData, check_id, read_subnet, refuse_clash
 from driver.endpoint import Endpoints
 from driver.errors import Conflict
-from driver.firewall.hook import Hook
 from driver.kernel import Kernel
 from driver.locks import Gate, KeyedLocks
 from driver.model import GatewayMode, Network, NetworkOptions, Subnet
@@ -29,13 +28,10 @@ DEFAULT_MTU = 1500
 class Networks:
     """The networks of one host. Thread-safe; verbs on different networks run side by side."""
 
-    def __init__(
-        self, store: Store, kernel: Kernel, reconciler: Reconciler, hook: Hook, endpoints: Endpoints, gate: Gate
-    ) -> None:
+    def __init__(self, store: Store, kernel: Kernel, reconciler: Reconciler, endpoints: Endpoints, gate: Gate) -> None:
         self._store = store
         self._kernel = kernel
         self._reconciler = reconciler
-        self._hook = hook
         self._endpoints = endpoints
         self._gate = gate
         self._locks = KeyedLocks()
@@ -59,14 +55,14 @@ class Networks:
             if known is not None:
                 if (known.options, known.subnets) != (parsed, subnets):
                     raise Conflict(f"network {network_id[:12]} exists with other options; remove it first")
-                self._build(known)
+                self._reconciler.apply(plan_network(known))
                 return
             network = self._new(network_id, parsed, subnets)
             with self._store.transaction():
                 for other in self._store.networks():
                     refuse_clash(network, other)
                 self._store.put_network(network)
-            or_undo(lambda: self._build(network), lambda: self._remove(network))
+            or_undo(lambda: self._reconciler.apply(plan_network(network)), lambda: self._remove(network))
 
     def delete_network(self, network_id: str) -> None:
         """Remove a network and whatever is left of its endpoints; an unknown one is fine."""
@@ -75,11 +71,6 @@ class Networks:
             if network is not None:
                 self._endpoints.remove_all(network)
                 self._remove(network)
-
-    def _build(self, network: Network) -> None:
-        self._reconciler.apply(plan_network(network))
-        # dockerd may have come, and closed FORWARD, since we last looked.
-        self._hook.ensure()
 
     def _new(self, network_id: str, options: NetworkOptions, subnets: tuple[Subnet, ...]) -> Network:
         """The network with what the host decides: device, ownership, MTU."""
@@ -108,3 +99,4 @@ class Networks:
                 for address in set(plan.bridges[network.bridge].addresses) - set(network.kept_addresses):
                     session.delete_address(network.bridge, address)
         self._store.drop_network(network.id)
+        self._reconciler.tidy()

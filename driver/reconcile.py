@@ -6,13 +6,15 @@ start, `trestle check` and `trestle repair` all go through it. Applying a plan t
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+import threading
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from operator import methodcaller
 
 from driver.errors import KernelError
 from driver.firewall import EMPTY, Firewall, Ruleset, TableMissing
-from driver.kernel import Kernel, Link, Observed, Session, foreign_bridges
+from driver.firewall.hook import Hook
+from driver.kernel import Kernel, Link, Observed, Session, uplink_bridges
 from driver.plan import Bridge, Plan, Veth
 
 
@@ -96,13 +98,23 @@ def _create_veth(session: Session, veth: Veth) -> bool:
 
 
 class Reconciler:
-    """Applies plans, whole or in part, to the kernel and the firewall."""
+    """Applies plans, whole or in part, to links, firewall and hook. Thread-safe.
 
-    def __init__(self, kernel: Kernel, firewall: Firewall, uplinks: Sequence[str], whole: Callable[[], Plan]) -> None:
+    ``whole`` gives the plan of everything. The firewall's frame and the hook are there while there
+    is a network, and not a moment longer: a host without networks shows nothing of ours.
+    """
+
+    def __init__(
+        self, kernel: Kernel, firewall: Firewall, hook: Hook, uplinks: Sequence[str], whole: Callable[[], Plan]
+    ) -> None:
         self._kernel = kernel
         self._firewall = firewall
+        self._hook = hook
         self._uplinks = uplinks
         self._whole = whole
+        self._frame = threading.RLock()
+
+    # -- a part -----------------------------------------------------------------------------
 
     def apply(self, plan: Plan) -> None:
         """Make a part present: links first, so that no rule names what does not exist. Idempotent."""
@@ -111,10 +123,12 @@ class Reconciler:
                 # Seen as absent at first: what is really there answers "exists" and is then compared.
                 for difference in differences(plan, Observed()):
                     if difference.mend(session) is False:
-                        for other in list(differences(plan, session.observe(_sysctls(plan)))):
-                            other.mend(session)
+                        _mend(session, differences(plan, session.observe(_sysctls(plan))))
                         break
         self.change_rules(add=plan.rules)
+        if plan.bridges:
+            # dockerd may have come, and closed FORWARD, since we last looked.
+            self._hook.ensure()
 
     def withdraw(self, plan: Plan, keep_bridges: bool = False) -> None:
         """Make a part absent: rules first, so that nothing is let through on its way out. Idempotent."""
@@ -126,29 +140,41 @@ class Reconciler:
                     session.delete_link(name)
 
     def change_rules(self, add: Ruleset = EMPTY, remove: Ruleset = EMPTY) -> None:
-        """Change the firewall alone; if somebody removed our table, put all of it back first. Idempotent."""
+        """Change the firewall alone; where its frame is gone, all of it comes back first. Idempotent."""
         if not add and not remove:
             return
-        try:
-            self._firewall.change(add=add, remove=remove)
-        except TableMissing:
-            self._firewall.replace(self._whole().rules)
-            self._firewall.change(add=add, remove=remove)
+        with self._frame:
+            try:
+                self._firewall.change(add=add, remove=remove)
+            except TableMissing:
+                with self._kernel.session() as session:
+                    observed = session.observe(())
+                self._firewall.replace(self._rules(self._whole(), observed))
+                self._firewall.change(add=add, remove=remove)
+
+    def tidy(self) -> None:
+        """After the last network: take the firewall's frame and the hook away."""
+        with self._frame:
+            if not self._whole().bridges:
+                self._firewall.remove()
+                self._hook.remove()
+
+    # -- everything -------------------------------------------------------------------------
 
     def drift(self, want: Plan) -> list[str]:
         """One line for each difference between the whole plan and the kernel; changes nothing."""
         with self._kernel.session() as session:
-            found = _all_differences(want, session.observe(_sysctls(want)))
-        return [difference.text for difference in found] + self._firewall.drift(want.rules)
+            observed = session.observe(_sysctls(want))
+        found = [difference.text for difference in _all_differences(want, observed)]
+        if not want.bridges:
+            return found + self._firewall.leftovers() + self._hook.leftovers()
+        return found + self._firewall.drift(self._rules(want, observed)) + self._hook.drift()
 
     def mend_bridges(self, want: Plan) -> list[str]:
         """Only the bridges of the whole plan; one line for each difference mended."""
         bridges = Plan(bridges=want.bridges)
         with self._kernel.session() as session:
-            found = list(differences(bridges, session.observe(_sysctls(bridges))))
-            for difference in found:
-                difference.mend(session)
-        return [difference.text for difference in found]
+            return _mend(session, differences(bridges, session.observe(_sysctls(bridges))))
 
     def converge(self, want: Plan) -> list[str]:
         """Make the kernel hold exactly ``want``; one line for each difference mended.
@@ -156,24 +182,32 @@ class Reconciler:
         Raises KernelError when something is still different afterwards.
         """
         with self._kernel.session() as session:
-            found = _all_differences(want, session.observe(_sysctls(want)))
-            for difference in found:
-                difference.mend(session)
+            mended = _mend(session, _all_differences(want, session.observe(_sysctls(want))))
             observed = session.observe(_sysctls(want))
-        self._set_foreign(observed)
-        mended = [difference.text for difference in found] + self._firewall.replace(want.rules)
+        with self._frame:
+            mended += self._converge_rules(want, observed)
         left = [difference.text for difference in _all_differences(want, observed)]
         if left:
             raise KernelError(f"could not be mended: {'; '.join(left)}")
         return mended
 
-    def watch_bridges(self) -> None:
-        """Tell the firewall which bridges belong to other owners."""
-        with self._kernel.session() as session:
-            self._set_foreign(session.observe(()))
+    def _converge_rules(self, want: Plan, observed: Observed) -> list[str]:
+        if want.bridges:
+            return self._firewall.replace(self._rules(want, observed)) + self._hook.mend()
+        lines = self._firewall.leftovers()
+        self._firewall.remove()
+        return lines + self._hook.remove()
 
-    def _set_foreign(self, observed: Observed) -> None:
-        self._firewall.set_foreign(foreign_bridges(observed.links.values(), self._uplinks))
+    def _rules(self, want: Plan, observed: Observed) -> Ruleset:
+        """The planned rules, and which of the host's bridges lead outside."""
+        return want.rules | Ruleset(uplinks=uplink_bridges(observed.links.values(), self._uplinks))
+
+
+def _mend(session: Session, found: Iterable[Difference]) -> list[str]:
+    found = list(found)
+    for difference in found:
+        difference.mend(session)
+    return [difference.text for difference in found]
 
 
 def _all_differences(want: Plan, have: Observed) -> list[Difference]:

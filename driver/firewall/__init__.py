@@ -27,11 +27,11 @@ class Firewall(Protocol):
     def replace(self, want: Ruleset) -> list[str]:
         """Make the firewall hold exactly ``want``; return one line for each difference mended."""
 
-    def set_foreign(self, bridges: Iterable[str]) -> None:
-        """Name the bridges of other owners that lead to containers only: what is ours stays out of them."""
-
     def drift(self, want: Ruleset) -> list[str]:
         """One line for each difference between ``want`` and the kernel; changes nothing."""
+
+    def leftovers(self) -> list[str]:
+        """One line for each part of ours that is there, for when no network needs any; changes nothing."""
 
     def remove(self) -> None:
         """Leave nothing of ours behind."""

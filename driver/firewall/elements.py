@@ -33,6 +33,8 @@ _MAC = re.compile(r"[0-9a-f]{2}(:[0-9a-f]{2}){5}", re.ASCII)
 def render(rules: Ruleset) -> dict[str, frozenset[str]]:
     """Every element that these facts stand for. InvalidRequest if a name, address or port is none."""
     found: defaultdict[str, set[str]] = defaultdict(set)
+    if rules.uplinks:
+        found["uplinks"].update(map(interface, rules.uplinks))
     for facts in (
         *map(_network, rules.networks),
         *map(_endpoint, rules.endpoints),
@@ -42,12 +44,6 @@ def render(rules: Ruleset) -> dict[str, frozenset[str]]:
         for name, element in facts:
             found[name].add(element)
     return {name: frozenset(elements) for name, elements in found.items()}
-
-
-def foreign(names: Iterable[str]) -> dict[str, frozenset[str]]:
-    """The elements that name other owners' bridges."""
-    elements = frozenset(map(interface, names))
-    return {"foreign": elements} if elements else {}
 
 
 # --- facts ----------------------------------------------------------------------------------------

@@ -18,7 +18,19 @@ from typing import Any, NamedTuple
 
 from driver.errors import KernelError
 from driver.firewall.libnftables import Nft, NftError
-from driver.firewall.placement import CHAINS, COMMENT, Chain, Place, Rule, fault, place, position
+from driver.firewall.placement import (
+    CHAINS,
+    COMMENT,
+    Chain,
+    NOWHERE,
+    Place,
+    Rule,
+    WITH_RULE,
+    WRITING,
+    fault,
+    place,
+    position,
+)
 from driver.model import Family
 
 _TABLE: dict[Family, str] = {4: "ip filter", 6: "ip6 filter"}
@@ -78,18 +90,22 @@ class Hook:
         """One line for each fault; changes nothing."""
         return self._work("check")
 
+    def leftovers(self) -> list[str]:
+        """One line for each rule of ours that stands although no network needs it; changes nothing."""
+        return self._work("check-removed")
+
     def state(self) -> HookState:
         """Where the rule belonged when it was last looked for."""
         if self._known is None:
             self.drift()
         return self._known or HookState("none", "", "not looked for yet")
 
-    def remove(self) -> None:
-        """Take the rule out wherever it is, on both sides."""
+    def remove(self) -> list[str]:
+        """Take the rule out wherever it is, on both sides; one line for each that was there."""
         with self._lock:
-            list(self._native("remove"))
-            self._legacy("remove")
-            self._known = None
+            found = [*self._native("remove"), *self._legacy("remove")]
+            self._known = HookState("none", "", NOWHERE.why)
+            return [standing.line() for standing in found if standing.fault]
 
     def close(self) -> None:
         """Let go of the library's socket; the rule stays."""
@@ -121,9 +137,9 @@ class Hook:
         table = _TABLE[family]
         listed = self._list(family)
         chains = {name: self._chain(name, listed) for name in CHAINS if _declared(name, listed)}
-        wanted = place(chains) if action != "remove" else Place(None, "removed")
+        wanted = place(chains) if action in WITH_RULE else NOWHERE
         wrong = fault(chains, wanted)
-        if wrong and action != "check":
+        if wrong and action in WRITING:
             self._nft.run("\n".join(self._rewrite(table, wanted.chain, chains, listed)))
         return _Standing("nft", family, wanted, wrong)
 

@@ -22,7 +22,18 @@ import time
 from collections.abc import Iterator
 from typing import Any
 
-from driver.firewall.placement import CHAINS, COMMENT, Chain, Place, Rule, fault, place, position
+from driver.firewall.placement import (
+    CHAINS,
+    COMMENT,
+    Chain,
+    NOWHERE,
+    Rule,
+    WITH_RULE,
+    WRITING,
+    fault,
+    place,
+    position,
+)
 
 LOCK_PATIENCE = 10.0  # seconds; Docker holds the lock for one rule at a time
 _STANDARD = {"ACCEPT": "accept", "DROP": "drop", "RETURN": "return"}
@@ -118,9 +129,9 @@ def run(action: str, family: int, mark: int) -> dict[str, str | None]:
     """Do one action for one family; RuntimeError if the kernel then holds something else."""
     with xtables_lock():
         table = Filter(family, mark)
-        wanted = place(table.chains) if action != "remove" else Place(None, "removed")
+        wanted = place(table.chains) if action in WITH_RULE else NOWHERE
         wrong = fault(table.chains, wanted)
-        if wrong and action != "check":
+        if wrong and action in WRITING:
             table.put(wanted.chain)
             left = fault(Filter(family, mark).chains, wanted)
             if left:

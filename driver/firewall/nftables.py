@@ -1,7 +1,7 @@
 """The nftables backend: one table of sets and maps, and one that guards bridge ports.
 
 Every change is one transaction of the kernel: packets see the rules before it or after it. Nothing
-is remembered between calls except what was said to be foreign; the kernel is read when it matters.
+is remembered between calls; the kernel is read when it matters.
 """
 
 from __future__ import annotations
@@ -47,7 +47,6 @@ class NftablesFirewall:
         self._tables = [skeleton.routed(mark), skeleton.bridged()]
         self._home = {name: table for table in self._tables for name in table.sets}
         self._references: dict[str, _Frame] = {}
-        self._foreign: dict[str, frozenset[str]] = {}
 
     # --- changes ----------------------------------------------------------------------------------
 
@@ -60,17 +59,6 @@ class NftablesFirewall:
         old = {name: gone - new.get(name, frozenset()) for name, gone in elements.render(remove).items()}
         with self._lock:
             self._change(new, old)
-
-    def set_foreign(self, bridges: Iterable[str]) -> None:
-        """Name the bridges of other owners that lead to containers only: what is ours stays out of them."""
-        wanted = elements.foreign(bridges)
-        with self._lock:
-            old = {name: gone - wanted.get(name, frozenset()) for name, gone in self._foreign.items()}
-            self._foreign = wanted
-            try:
-                self._change(wanted, old)
-            except TableMissing:
-                return  # replace() makes the table, and knows them
 
     def _change(self, new: Elements, old: Elements) -> None:
         # An element may be deleted whether it is there or not by adding it just before; with other
@@ -120,7 +108,7 @@ class NftablesFirewall:
         One transaction: packets meet the old rules or the new ones, connections go on.
         """
         with self._lock:
-            wanted = elements.render(want) | self._foreign
+            wanted = elements.render(want)
             lines: list[str] = []
             text: list[str] = []
             for table in self._tables:
@@ -136,10 +124,17 @@ class NftablesFirewall:
     def drift(self, want: Ruleset) -> list[str]:
         """One line for each difference between ``want`` and the kernel; changes nothing of ours."""
         with self._lock:
-            wanted = elements.render(want) | self._foreign
+            wanted = elements.render(want)
             return [
                 line for table in self._tables for line in self._differences(table, wanted, self._read_table(table))
             ]
+
+    def leftovers(self) -> list[str]:
+        """One line for each table of ours that is there; changes nothing."""
+        with self._lock:
+            listed = self._nft.query("list tables")
+            families = [t.family for t in self._tables if any(_is_table(one, t.family) for one in listed)]
+            return [f"firewall table {family} {NAME} belongs to nothing" for family in families]
 
     def remove(self) -> None:
         """Leave nothing of ours behind."""

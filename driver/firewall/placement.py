@@ -44,6 +44,12 @@ class Place(NamedTuple):
     why: str
 
 
+# What can be done: "ensure" and "remove" write; "check" and "check-removed" only look.
+WITH_RULE = ("ensure", "check")
+WRITING = ("ensure", "remove")
+NOWHERE = Place(None, "no network needs it")
+
+
 def place(chains: Mapping[str, Chain]) -> Place:
     """Where the rule belongs, given FORWARD and DOCKER-USER as far as they exist."""
     forward = chains.get(FORWARD)

@@ -81,12 +81,17 @@ class EndpointRules:
 
 @dataclass(frozen=True, slots=True)
 class Ruleset:
-    """A set of facts; the union of two rulesets is a ruleset."""
+    """A set of facts; the union of two rulesets is a ruleset.
+
+    ``uplinks`` are bridges of others that lead to a wire. Into every other bridge that is not
+    ours, Docker's for one, our containers may not go unless its owner has published a port there.
+    """
 
     networks: frozenset[NetworkRules] = field(default_factory=frozenset)
     endpoints: frozenset[EndpointRules] = field(default_factory=frozenset)
     published: frozenset[PublishedPorts] = field(default_factory=frozenset)
     opened: frozenset[OpenPorts] = field(default_factory=frozenset)
+    uplinks: frozenset[str] = field(default_factory=frozenset)
 
     def __or__(self, other: Ruleset) -> Ruleset:
         return Ruleset(
@@ -94,6 +99,7 @@ class Ruleset:
             endpoints=self.endpoints | other.endpoints,
             published=self.published | other.published,
             opened=self.opened | other.opened,
+            uplinks=self.uplinks | other.uplinks,
         )
 
     def __sub__(self, other: Ruleset) -> Ruleset:
@@ -102,10 +108,11 @@ class Ruleset:
             endpoints=self.endpoints - other.endpoints,
             published=self.published - other.published,
             opened=self.opened - other.opened,
+            uplinks=self.uplinks - other.uplinks,
         )
 
     def __bool__(self) -> bool:
-        return bool(self.networks or self.endpoints or self.published or self.opened)
+        return bool(self.networks or self.endpoints or self.published or self.opened or self.uplinks)
 
 
 EMPTY = Ruleset()

@@ -192,7 +192,7 @@ def test_other_owners_networks_are_closed_both_ways(town: Town, firewall: Firewa
     apply(firewall, town.rules())
     assert town.try_(town.a1, ip("d1", family), 80) == "timeout"
     assert town.try_(town.d1, ip("a1", family), 80) == "timeout"
-    firewall.set_uplinks(["dock0"])
+    firewall.change(add=Ruleset(uplinks=frozenset({"dock0"})))
     assert town.ask(town.a1, ip("d1", family), 80) == f"d1 {gateway('dock0', family)}"
 
 

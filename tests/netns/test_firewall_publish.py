@@ -125,7 +125,6 @@ def test_a_container_of_another_network_reaches_a_published_port(
 
 @both
 def test_a_container_of_another_owner_reaches_a_published_port(town: Town, firewall: Firewall, family: Family) -> None:
-    firewall.set_foreign(["dock0"])
     apply(firewall, town.rules(), published("a1", family, 8080))
     assert town.ask(town.d1, HOST[family], 8080) == f"a1 {ip('d1', family)}"
 

@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from driver.errors import KernelError
-from driver.kernel import LINK_GROUP, Link, Observed, foreign_bridges
+from driver.kernel import LINK_GROUP, Link, Observed, uplink_bridges
 from driver.plan import Bridge, Plan, Veth
 from driver.reconcile import differences, garbage
 
@@ -147,7 +147,7 @@ def test_mending_every_difference_leaves_none(
     assert texts(session.have) == []
 
 
-def test_foreign_bridges_are_others_that_lead_to_containers_only() -> None:
+def test_uplink_bridges_lead_to_a_wire_or_are_named() -> None:
     links = [
         link("br-0", "bridge"),
         link("docker0", "bridge", group=0),
@@ -156,4 +156,4 @@ def test_foreign_bridges_are_others_that_lead_to_containers_only() -> None:
         link("eth0", "", group=0, master="br-lan"),
         link("br-set", "bridge", group=0),
     ]
-    assert foreign_bridges(links, uplinks=["br-set"]) == {"docker0"}
+    assert uplink_bridges(links, named=["br-set"]) == {"br-lan", "br-set"}
