@@ -43,9 +43,7 @@ class Driver:
         self._reconciler = Reconciler(kernel, self.firewall, self.hook, settings.uplinks, self._plan)
         self.endpoints = Endpoints(self.store, kernel, self._reconciler, self.ports, self.flusher, self._gate)
         self.networks = Networks(self.store, kernel, self._reconciler, self.endpoints, self._gate)
-        self.ipam = Ipam(
-            self.store, routes.host_routes, settings.pools4, settings.pools6, settings.exclude, living=self._living
-        )
+        self.ipam = Ipam(self.store, routes.host_routes, settings.pools4, settings.pools6, settings.exclude)
 
     def start(self) -> list[str]:
         """Rebuild the kernel from the store; one line for each thing mended. Before the first answer."""
@@ -82,6 +80,7 @@ class Driver:
             "hook": {"side": hook.side, "chain": hook.chain, "why": hook.why},
             "networks": len(self.store.networks()),
             "endpoints": len(self.store.endpoints()),
+            "host_ports": {"held": self.ports.held, "unheld": self.ports.unheld},
             "state_dir": str(self.settings.state_dir),
             "uptime_seconds": round(time.time() - self._started, 1),
         }
@@ -89,15 +88,8 @@ class Driver:
     def _mend(self) -> list[str]:
         # Bridges come first, so that a lost veth pair has a place to go back to.
         bridges = self._reconciler.mend_bridges(self._plan())
-        return bridges + self.endpoints.restore_links() + self._reconciler.converge(self._plan())
+        lines = bridges + self.endpoints.restore_links() + self._reconciler.converge(self._plan())
+        return lines + self.ipam.collect()
 
     def _plan(self) -> Plan:
         return plan_all(self.store.networks(), self.store.endpoints())
-
-    def _living(self, prefix: str, address: str) -> bool:
-        """Whether an endpoint still has this address, so that a late release must not free it."""
-        return any(
-            self.store.endpoint_at(network.id, address)
-            for network in self.store.networks()
-            if any(subnet.pool == prefix for subnet in network.subnets)
-        )

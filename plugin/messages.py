@@ -16,8 +16,8 @@ from typing import Annotated, Any, Literal, TypeVar
 
 import msgspec
 
+from driver import endpoint
 from driver.checks import PoolData
-from driver.endpoint import Join
 from driver.errors import InvalidRequest
 from driver.model import PortRequest
 
@@ -25,7 +25,7 @@ PORTMAP = "com.docker.network.portmap"
 EXPOSED = "com.docker.network.endpoint.exposedports"
 NO_PROXY_6TO4 = "com.docker.network.driver.private.no_proxy_6to4"
 # Dockerd's generated keys that say nothing the driver needs, or say it better elsewhere: the port lists count only in
-# Join and Program (protocol page 2.7), and the MAC is base64 here but text in Interface.MacAddress (2.5).
+# ProgramExternalConnectivity (protocol page 2.7), and the MAC is base64 here but text in Interface.MacAddress (2.5).
 NOT_FOR_THE_DRIVER = frozenset({PORTMAP, EXPOSED, "com.docker.network.endpoint.macaddress"})
 
 # 64 hex digits, or 25 of [a-z0-9] in swarm; device names are cut from it, so nothing that could leave a name.
@@ -126,18 +126,23 @@ class PortMapEntry(
     end: HostPort = 0
 
 
-class SandboxOptions(Request, rename={"portmap": PORTMAP, "no_proxy_6to4": NO_PROXY_6TO4}):
-    """Options of Join and ProgramExternalConnectivity. What is only exposed is not published, so it is not read."""
+class ProgramOptions(Request, rename={"portmap": PORTMAP, "no_proxy_6to4": NO_PROXY_6TO4}):
+    """Options of ProgramExternalConnectivity. What is only exposed is not published, so it is not read."""
 
     portmap: list[PortMapEntry] | None = None
     no_proxy_6to4: bool | None = None
 
 
-class Sandbox(EndpointOnly, rename={"sandbox_key": "SandboxKey", "options": "Options"}):
-    """Join, and without a sandbox key ProgramExternalConnectivity."""
+class Join(EndpointOnly, rename={"sandbox_key": "SandboxKey"}):
+    """Join. Its options are the ports, which count when they are to be published."""
 
     sandbox_key: str | None = ""
-    options: SandboxOptions | None = None
+
+
+class Program(EndpointOnly, rename={"options": "Options"}):
+    """ProgramExternalConnectivity."""
+
+    options: ProgramOptions | None = None
 
     def port_requests(self) -> list[PortRequest]:
         """The published ports, in the order given; raises InvalidRequest.
@@ -213,7 +218,7 @@ class Joined(
     disable_gateway_service: bool = False
 
     @classmethod
-    def of(cls, join: Join) -> Joined:
+    def of(cls, join: endpoint.Join) -> Joined:
         """Without any gateway dockerd is told not to attach docker_gwbridge instead (protocol page 4.2)."""
         return cls(
             interface_name=InterfaceName(src_name=join.interface, dst_prefix=join.prefix),

@@ -72,7 +72,7 @@ def _delete_endpoint(driver: Driver, request: messages.EndpointOnly) -> Answer:
     return NOTHING
 
 
-def _join(driver: Driver, request: messages.Sandbox) -> Answer:
+def _join(driver: Driver, request: messages.Join) -> Answer:
     return messages.Joined.of(driver.endpoints.join(request.network_id, request.endpoint_id, request.sandbox_key or ""))
 
 
@@ -81,7 +81,7 @@ def _leave(driver: Driver, request: messages.EndpointOnly) -> Answer:
     return NOTHING
 
 
-def _program(driver: Driver, request: messages.Sandbox) -> Answer:
+def _program(driver: Driver, request: messages.Program) -> Answer:
     driver.endpoints.publish(
         request.network_id, request.endpoint_id, request.port_requests(), no_proxy_6to4=request.without_6to4()
     )
@@ -139,9 +139,9 @@ VERBS: dict[str, Verb[Any]] = {
     "/NetworkDriver.CreateEndpoint": Verb(messages.CreateEndpoint, _create_endpoint),
     "/NetworkDriver.DeleteEndpoint": Verb(messages.EndpointOnly, _delete_endpoint),
     "/NetworkDriver.EndpointOperInfo": Verb(messages.EndpointOnly, _no_information, quiet=True),
-    "/NetworkDriver.Join": Verb(messages.Sandbox, _join),
+    "/NetworkDriver.Join": Verb(messages.Join, _join),
     "/NetworkDriver.Leave": Verb(messages.EndpointOnly, _leave),
-    "/NetworkDriver.ProgramExternalConnectivity": Verb(messages.Sandbox, _program),
+    "/NetworkDriver.ProgramExternalConnectivity": Verb(messages.Program, _program),
     "/NetworkDriver.RevokeExternalConnectivity": Verb(messages.EndpointOnly, _revoke),
     "/NetworkDriver.DiscoverNew": Verb(messages.Request, _ignored, quiet=True),
     "/NetworkDriver.DiscoverDelete": Verb(messages.Request, _ignored, quiet=True),

@@ -183,7 +183,11 @@ def test_a_dead_endpoint_gives_up_its_address_and_ports(host: Libnetwork) -> Non
 
 def kill(host: Libnetwork, container: Container) -> None:
     """The container's namespace dies with everything inside; nobody tells the driver."""
-    host.world.host.netlink(lambda ip: ip.link("del", index=link_index(ip, veth_names(container.endpoint)[0])))
+    delete(host, veth_names(container.endpoint)[0])
+
+
+def delete(host: Libnetwork, link: str) -> None:
+    host.world.host.netlink(lambda ip: ip.link("del", index=link_index(ip, link)))
 
 
 # -- published ports -----------------------------------------------------------------------------
@@ -278,7 +282,7 @@ def test_everything_wiped_by_hand_comes_back_at_start(host: Libnetwork, state: P
     host.world.serve(web.inside, "tcp", 80)
     host.driver.close()
     for name in links(host):
-        host.world.host.netlink(lambda ip, name=name: ip.link("del", index=link_index(ip, name)))
+        delete(host, name)
     host.driver.firewall.remove()
     host.driver = Driver(Settings(state_dir=state))
     assert host.driver.start()

@@ -11,6 +11,7 @@ import pytest
 
 from driver.firewall import Firewall
 from driver.firewall.libnftables import Nft
+from driver.firewall.ruleset import Ruleset
 from driver.model import Family, GatewayMode
 from tests.netns.frames import udp
 from tests.netns.probes import BRIEF, PATIENCE, PROTOCOLS

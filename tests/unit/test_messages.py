@@ -22,8 +22,8 @@ def body(**values: Any) -> bytes:
     return json.dumps(values).encode()
 
 
-def join_with(*entries: dict[str, Any]) -> messages.Sandbox:
-    return decode(messages.Sandbox, body(NetworkID=N, EndpointID=E, Options={PORTMAP: list(entries)}))
+def program_with(*entries: dict[str, Any]) -> messages.Program:
+    return decode(messages.Program, body(NetworkID=N, EndpointID=E, Options={PORTMAP: list(entries)}))
 
 
 # -- what engines really send -------------------------------------------------------------------
@@ -69,7 +69,7 @@ def test_recorded_ports_arrive_whole(call: Call) -> None:
         )
         for e in call.body["Options"][PORTMAP]
     }
-    assert set(decode(messages.Sandbox, call.raw).port_requests()) == sent
+    assert set(decode(messages.Program, call.raw).port_requests()) == sent
 
 
 @pytest.mark.parametrize(
@@ -104,13 +104,13 @@ def test_null_and_absent_say_nothing() -> None:
         decode(messages.CreateNetwork, body(NetworkID=N, Options=None, IPv4Data=None, IPv6Data=None)),
     ):
         assert request.pools() == ([], [])
-    for sandbox in (
-        decode(messages.Sandbox, body(NetworkID=N, EndpointID=E)),
-        decode(messages.Sandbox, body(NetworkID=N, EndpointID=E, Options=None, SandboxKey=None)),
-        decode(messages.Sandbox, body(NetworkID=N, EndpointID=E, Options={PORTMAP: None})),
+    for program in (
+        decode(messages.Program, body(NetworkID=N, EndpointID=E)),
+        decode(messages.Program, body(NetworkID=N, EndpointID=E, Options=None)),
+        decode(messages.Program, body(NetworkID=N, EndpointID=E, Options={PORTMAP: None})),
     ):
-        assert sandbox.port_requests() == []
-        assert not sandbox.without_6to4()
+        assert program.port_requests() == []
+        assert not program.without_6to4()
     for endpoint in (
         decode(messages.CreateEndpoint, body(NetworkID=N, EndpointID=E)),
         decode(messages.CreateEndpoint, body(NetworkID=N, EndpointID=E, Options=None, Interface=None)),
@@ -162,7 +162,7 @@ def test_unknown_keys_are_ignored_and_the_last_of_two_equal_keys_counts() -> Non
     ],
 )
 def test_a_port_entry_becomes_a_request(entry: dict[str, Any], request_: PortRequest) -> None:
-    assert join_with(entry).port_requests() == [request_]
+    assert program_with(entry).port_requests() == [request_]
 
 
 @pytest.mark.parametrize(
@@ -194,16 +194,16 @@ def test_a_port_entry_becomes_a_request(entry: dict[str, Any], request_: PortReq
 )
 def test_a_bad_port_is_told_with_path_and_value(entry: dict[str, Any], told: str) -> None:
     with pytest.raises(InvalidRequest) as refusal:
-        join_with({"Proto": 6, "Port": 80, "HostPort": 1}, entry).port_requests()
+        program_with({"Proto": 6, "Port": 80, "HostPort": 1}, entry).port_requests()
     assert str(refusal.value).startswith(told)
 
 
 def test_the_same_exact_port_twice_is_one_wish_but_two_chosen_ports_are_two() -> None:
     exact = {"Proto": 6, "Port": 80, "HostIP": "", "HostPort": 8080, "HostPortEnd": 8080}
     chosen = {"Proto": 6, "Port": 80, "HostIP": "", "HostPort": 0, "HostPortEnd": 0}
-    assert len(join_with(exact, exact).port_requests()) == 1
-    assert len(join_with(chosen, chosen).port_requests()) == 2
-    assert len(join_with(exact, exact | {"HostIP": "127.0.0.1"}, exact | {"Proto": 17}).port_requests()) == 3
+    assert len(program_with(exact, exact).port_requests()) == 1
+    assert len(program_with(chosen, chosen).port_requests()) == 2
+    assert len(program_with(exact, exact | {"HostIP": "127.0.0.1"}, exact | {"Proto": 17}).port_requests()) == 3
 
 
 # -- what is refused ----------------------------------------------------------------------------
