@@ -6,7 +6,6 @@ kernel has when it needs to know.
 
 from __future__ import annotations
 
-from collections.abc import Iterable
 from typing import Protocol
 
 from driver.errors import TableMissing

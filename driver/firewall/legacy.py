@@ -25,11 +25,11 @@ from typing import Any
 from driver.firewall.placement import (
     CHAINS,
     COMMENT,
-    Chain,
     NOWHERE,
-    Rule,
     WITH_RULE,
     WRITING,
+    Chain,
+    Rule,
     fault,
     place,
     position,

@@ -80,7 +80,7 @@ class Nft:
             output: str = self._lib.nft_ctx_get_output_buffer(self._context).decode()
             error: str = self._lib.nft_ctx_get_error_buffer(self._context).decode(errors="replace")
         if failed:
-            raise NftError(_first_line(error) or "nft failed and does not say why")
+            raise NftError(f"nftables refused: {_first_line(error) or 'and does not say why'}")
         return output
 
     def close(self) -> None:

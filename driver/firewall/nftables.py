@@ -18,6 +18,7 @@ from driver.firewall.ruleset import EMPTY, Ruleset
 from driver.firewall.skeleton import NAME, Table
 
 _REFERENCE = f"{NAME}-reference"  # made dormant, listed and deleted again; no packet ever meets it
+_AWAKE = "table itself"  # in a frame: a dormant table has flags
 _MANY = 5  # differences of one set that are named one by one
 
 _Frame = dict[str, Any]
@@ -40,7 +41,7 @@ class NftablesFirewall:
     name = "nftables"
 
     def __init__(self, mark: int = 0x01000000) -> None:
-        if mark.bit_count() != 1 or mark >= 1 << 32:
+        if not 0 < mark < 1 << 32 or mark.bit_count() != 1:
             raise ValueError(f"mark {mark:#x} must be one bit of 32")
         self._nft = Nft()
         self._lock = threading.RLock()
@@ -161,7 +162,8 @@ class NftablesFirewall:
             scratch = f"{table.family} {_REFERENCE}"
             make = table.text(_REFERENCE, flags="\tflags dormant;\n")
             self._nft.run(f"add table {scratch}\ndelete table {scratch}\n{make}")
-            self._references[table.family] = _frame(self._nft.query(f"list table {scratch}", terse=True))
+            reference = _frame(self._nft.query(f"list table {scratch}", terse=True))
+            self._references[table.family] = reference | {_AWAKE: _frame([{"table": {}}])[_AWAKE]}
             self._nft.run(f"delete table {scratch}")
         return self._references[table.family]
 
@@ -205,6 +207,8 @@ def _frame(listed: Iterable[Mapping[str, Any]]) -> _Frame:
             if kind in ("chain", "set", "map"):
                 rest = {key: value for key, value in body.items() if key not in ("handle", "table", "elem")}
                 frame[f"{kind} {body['name']}"] = {**rest, "rules": []}
+            elif kind == "table":
+                frame[_AWAKE] = {"flags": body.get("flags"), "rules": []}
             elif kind == "rule":
                 frame[f"chain {body['chain']}"]["rules"].append((body.get("comment"), body["expr"]))
     return frame

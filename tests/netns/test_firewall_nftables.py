@@ -1,0 +1,170 @@
+"""What is particular to the nftables backend: its tables are damaged by others, by nft itself."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import threading
+from collections.abc import Iterator
+
+import pytest
+
+from driver.errors import KernelError, TableMissing
+from driver.firewall import EMPTY
+from driver.firewall.libnftables import Nft, NftError
+from driver.firewall.nftables import NftablesFirewall
+from tests.netns.test_firewall_change import Knocker, everything
+from tests.netns.town import HOST, LAN, Town, apply, published
+from tests.netns.world import World
+
+
+@pytest.fixture
+def town() -> Iterator[Town]:
+    with World() as made:
+        yield Town(made, bridge_netfilter=False)
+
+
+def nft(text: str) -> str:
+    """What an admin types."""
+    return subprocess.run(["nft", "-f", "-"], input=text, check=True, capture_output=True, text=True).stdout
+
+
+def ruleset() -> list[object]:
+    output = subprocess.run(["nft", "-j", "list", "ruleset"], check=True, capture_output=True, text=True).stdout
+    return [one for one in json.loads(output)["nftables"] if "metainfo" not in one]
+
+
+@pytest.mark.parametrize(
+    ("damage", "told"),
+    [
+        ("flush ruleset", "table inet trestle was missing"),
+        ("delete table inet trestle", "table inet trestle was missing"),
+        ("delete table bridge trestle", "table bridge trestle was missing"),
+        ("flush table inet trestle", "chain gate had 0 rules"),
+        ("flush chain inet trestle inbound", "chain inbound had 0 rules"),
+        ("insert rule inet trestle gate accept", "chain gate had 8 rules, not the 7"),
+        ("flush chain inet trestle forward; delete chain inet trestle forward", "chain forward was missing"),
+        ("add chain inet trestle extra", "chain extra was not ours"),
+        ("add set inet trestle extra { type ifname; }", "set extra was not ours"),
+        ("flush set inet trestle bridges", 'bridges { "br-a" } was missing'),
+        ("flush map inet trestle pubany4", "pubany4"),
+        ('delete element inet trestle same { "br-a" . "br-a" }', 'same { "br-a" . "br-a" } was missing'),
+        ("add element inet trestle pubany4 { 6 . 7 : 10.99.1.2 . 7 }", "10.99.1.2 . 7 } was too many"),
+        ("flush set bridge trestle addresses6", "addresses6"),
+        ("add table inet trestle { flags dormant; }", "was declared differently"),
+    ],
+)
+def test_damage_is_told_and_mended(town: Town, damage: str, told: str) -> None:
+    firewall, whole = NftablesFirewall(), everything(town)
+    apply(firewall, whole)
+    healthy = ruleset_without_handles()
+    nft(damage)
+    lines = firewall.drift(whole)
+    assert any(told in line for line in lines), lines
+    assert ruleset_without_handles() != healthy  # drift changes nothing
+    assert firewall.replace(whole) == lines
+    assert firewall.drift(whole) == []
+    assert ruleset_without_handles() == healthy
+
+
+def ruleset_without_handles() -> list[str]:
+    def strip(value: object) -> object:
+        if isinstance(value, dict):
+            return {key: strip(one) for key, one in value.items() if key != "handle"}
+        return sorted(map(json.dumps, value)) if isinstance(value, list) and len(value) > 8 else value
+
+    return sorted(json.dumps(strip(one), sort_keys=True) for one in ruleset())
+
+
+def test_mended_elements_leave_the_rest_untouched(town: Town) -> None:
+    """Only what differs is written: handles of the rules stay."""
+    firewall, whole = NftablesFirewall(), everything(town)
+    apply(firewall, whole)
+    before = [one for one in ruleset() if isinstance(one, dict) and "rule" in one]
+    nft("flush map inet trestle pubany4")
+    firewall.replace(whole)
+    assert [one for one in ruleset() if isinstance(one, dict) and "rule" in one] == before
+
+
+def test_traffic_goes_on_while_the_frame_is_mended(town: Town) -> None:
+    firewall, whole = NftablesFirewall(), everything(town)
+    apply(firewall, whole)
+    with Knocker(town, 8080) as knocker:
+        while knocker.count < 100:
+            nft("add chain inet trestle extra")
+            assert firewall.replace(whole) != []
+    assert knocker.wrong == []
+
+
+def test_a_change_to_a_table_that_lost_a_set_says_so(town: Town) -> None:
+    firewall = NftablesFirewall()
+    apply(firewall, town.rules())
+    nft("flush ruleset")
+    with pytest.raises(TableMissing, match="cannot be read"):
+        firewall.change(add=published("a1", 4, 8080))
+
+
+def test_nothing_of_ours_is_left(town: Town) -> None:
+    firewall = NftablesFirewall()
+    nft("add table ip other")
+    other = ruleset()
+    apply(firewall, everything(town))
+    firewall.remove()
+    assert ruleset() == other
+
+
+def test_tables_of_others_are_not_touched(town: Town) -> None:
+    nft("add table inet elsewhere")
+    nft("add set inet elsewhere s { type ipv4_addr; flags interval; elements = { 10.0.0.0/8 }; }")
+    before = [one for one in ruleset() if "elsewhere" in json.dumps(one)]
+    firewall = NftablesFirewall()
+    apply(firewall, everything(town))
+    firewall.change(remove=everything(town))
+    firewall.replace(EMPTY)
+    assert [one for one in ruleset() if "elsewhere" in json.dumps(one)] == before
+
+
+def test_another_mark_replaces_the_frame(town: Town) -> None:
+    apply(NftablesFirewall(), town.rules(), published("a1", 4, 8080))
+    other = NftablesFirewall(mark=0x40)
+    assert other.replace(town.rules() | published("a1", 4, 8080)) != []
+    assert town.ask(town.lan, HOST[4], 8080) == f"a1 {LAN[4]}"
+
+
+@pytest.mark.parametrize("mark", [0, 3, 1 << 32, -1])
+def test_a_mark_is_one_bit(mark: int) -> None:
+    with pytest.raises(ValueError, match="one bit"):
+        NftablesFirewall(mark)
+
+
+def test_nft_says_in_one_line_what_it_refused(town: Town) -> None:
+    with pytest.raises(NftError) as caught:
+        Nft().run("add rule inet nowhere c accept")
+    assert isinstance(caught.value, KernelError)
+    assert str(caught.value) == "nftables refused: Could not process rule: No such file or directory"
+
+
+def test_a_closed_library_says_so(town: Town) -> None:
+    library = Nft()
+    library.close()
+    library.close()
+    with pytest.raises(NftError, match="closed"):
+        library.run("list tables")
+
+
+def test_one_library_may_be_used_by_threads(town: Town) -> None:
+    library = Nft()
+    library.run("add table inet many\nadd set inet many s { type inet_service; }")
+
+    def work(base: int) -> None:
+        for port in range(base, base + 100):
+            library.run(f"add element inet many s {{ {port} }}")
+            library.query("list tables")
+
+    threads = [threading.Thread(target=work, args=(base,)) for base in range(1000, 5000, 1000)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    [listed] = [one["set"] for one in library.query("list set inet many s") if "set" in one]
+    assert len(listed["elem"]) == 400
