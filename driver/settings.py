@@ -2,7 +2,7 @@
 
 A managed plugin can be told nothing but environment variables (protocol page 1.6), so every
 setting is one; ``trestle serve`` has a flag of the same name for each, and the flag wins.
-One table says everything about every setting: the flags and docs/settings.md are made from it.
+One table says everything about every setting; the flags are made from it.
 """
 
 from __future__ import annotations

@@ -12,7 +12,6 @@ import time
 import uuid
 from collections.abc import Callable
 from functools import partial
-from importlib import metadata
 from typing import Any
 
 from flask import Flask, Response, request
@@ -23,6 +22,7 @@ from driver.daemon import Driver
 from driver.errors import Conflict, InvalidRequest, NotFound, TrestleError
 from plugin import logs, messages, metrics
 from plugin.verbs import VERBS, Answer, Verb
+from plugin.version import version
 
 log = logging.getLogger(__name__)
 
@@ -36,6 +36,8 @@ OWN = "/trestle/v1/"
 def create_app(driver: Driver) -> Flask:
     """The WSGI application over a driver that is started."""
     app = Flask("trestle", static_folder=None)
+    app.config["PROVIDE_AUTOMATIC_OPTIONS"] = False
+    app.url_map.merge_slashes = False
     calls = metrics.Calls()
     for path, verb in VERBS.items():
         app.add_url_rule(path, path, partial(_serve_verb, driver, calls, path, verb), methods=["POST"])
@@ -72,8 +74,8 @@ def _perform(driver: Driver, verb: Verb[Any]) -> Answer:
     with logs.fields(**{name: getattr(message, name, None) for name in ("network_id", "endpoint_id", "pool_id")}):
         started = time.perf_counter()
         answer = verb.handle(driver, message)
-        milliseconds = (time.perf_counter() - started) * 1000
-        log.log(logging.DEBUG if verb.quiet else logging.INFO, "done", extra=logs.with_fields(ms=f"{milliseconds:.1f}"))
+        milliseconds = round((time.perf_counter() - started) * 1000, 1)
+        log.log(logging.DEBUG if verb.quiet else logging.INFO, "done", extra=logs.with_fields(ms=milliseconds))
     return answer
 
 
@@ -124,7 +126,7 @@ def _views(driver: Driver) -> dict[str, tuple[str, View]]:
     store = driver.store
     return {
         "/health": ("GET", lambda: _health(driver)),
-        f"{OWN}status": ("GET", lambda: {"version": metadata.version("trestle"), **driver.status()}),
+        f"{OWN}status": ("GET", lambda: {"version": version(), **driver.status()}),
         f"{OWN}networks": ("GET", lambda: view.networks(store.networks(), store.endpoints())),
         f"{OWN}endpoints": ("GET", lambda: view.endpoints(store.networks(), store.endpoints())),
         f"{OWN}ports": ("GET", lambda: view.ports(store.networks(), store.endpoints())),

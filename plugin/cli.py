@@ -20,6 +20,7 @@ from urllib.parse import quote
 from driver.errors import InvalidRequest
 from driver.settings import DEFAULT_SOCKET, SETTINGS, from_environment
 from plugin import tables
+from plugin.version import version
 
 FINE, REFUSED, USAGE, UNREACHABLE = 0, 1, 2, 3
 
@@ -160,10 +161,7 @@ def _repair(chosen: argparse.Namespace) -> int:
 
 
 def _version(chosen: argparse.Namespace) -> int:
-    from importlib import metadata
-
-    version = metadata.version("trestle")
-    _print(chosen, {"version": version}, f"trestle {version}")
+    _print(chosen, {"version": version()}, f"trestle {version()}")
     return FINE
 
 

@@ -27,6 +27,7 @@ from driver.settings import Settings
 from plugin.app import create_app
 from plugin.verbs import VERBS
 from tests.data import Call, all_calls
+from tests.netns.daemon import exchange, parse, running
 from tests.netns.world import World
 
 INPUTS = int(os.environ.get("TRESTLE_FUZZ", "20000"))
@@ -160,6 +161,47 @@ def take_back(driver: Driver) -> None:
             driver.endpoints.delete_endpoint(NETWORK, endpoint.id)
     with driver.store.transaction() as db:
         db.execute("DELETE FROM pools")
+
+
+HEAD_LINES = st.lists(
+    st.sampled_from(
+        [
+            b"POST /NetworkDriver.Join HTTP/1.1",
+            b"GET / HTTP/9.9",
+            b"Host: ",
+            b"Content-Length: 5",
+            b"Content-Length: -1",
+            b"Transfer-Encoding: chunked",
+            b"Expect: 100-continue",
+            b" folded",
+        ]
+    )
+    | st.binary(max_size=40),
+    max_size=6,
+)
+
+
+def test_no_bytes_on_the_socket_do_harm(world: World, tmp_path: Path) -> None:
+    """What is no HTTP at all: an answer is JSON with Err, or none comes; the worker goes on."""
+    with running(tmp_path) as daemon:
+        worker = daemon.workers()
+
+        @settings(max_examples=max(1, INPUTS // 40), deadline=None, database=None)
+        @given(HEAD_LINES, st.binary(max_size=20))
+        def run(lines: list[bytes], rest: bytes) -> None:
+            try:
+                raw = exchange(daemon.socket, b"\r\n".join(lines) + b"\r\n\r\n" + rest, half_close=True)
+            except (ConnectionResetError, BrokenPipeError):
+                return
+            raw = raw.removeprefix(b"HTTP/1.1 100 Continue\r\n\r\n")
+            if raw:
+                answer = parse(raw)
+                assert answer.status == 200 or answer.json["Err"] == answer.json["Error"] != ""
+
+        run()
+        assert daemon.get("/health").status == 200
+        assert daemon.workers() == worker
+        assert not [line for line in daemon.lines() if "Traceback" in line]
 
 
 @pytest.mark.parametrize(
