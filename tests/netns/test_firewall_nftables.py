@@ -6,13 +6,19 @@ import json
 import subprocess
 import threading
 from collections.abc import Iterator
+from dataclasses import replace
+from ipaddress import ip_network
 
 import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
 
 from driver.errors import KernelError, TableMissing
 from driver.firewall import EMPTY
 from driver.firewall.libnftables import Nft, NftError
 from driver.firewall.nftables import NftablesFirewall
+from driver.firewall.ruleset import EndpointRules, NetworkRules, OpenPorts, PublishedPorts, Ruleset
+from driver.model import GatewayMode
 from tests.netns.test_firewall_change import Knocker, everything
 from tests.netns.town import HOST, LAN, Town, apply, published
 from tests.netns.world import World
@@ -168,3 +174,53 @@ def test_one_library_may_be_used_by_threads(town: Town) -> None:
         thread.join()
     [listed] = [one["set"] for one in library.query("list set inet many s") if "set" in one]
     assert len(listed["elem"]) == 400
+
+
+# --- whatever the facts are, the kernel shows them as they were written ---------------------------------
+
+_ports = st.tuples(st.integers(1, 65535), st.integers(1, 65535), st.integers(1, 40)).filter(
+    lambda run: max(run[0], run[1]) + run[2] <= 65535
+)
+_addresses = {
+    4: st.ip_addresses(v=4, network="10.0.0.0/8").map(str),
+    6: st.ip_addresses(v=6, network="fd00::/8").map(str),
+}
+_hosts = {4: st.one_of(st.just("0.0.0.0"), _addresses[4]), 6: st.one_of(st.just("::"), st.ip_addresses(v=6).map(str))}
+_names = st.from_regex(r"[a-zA-Z0-9_.@#+-]{1,15}", fullmatch=True).filter(lambda name: name not in (".", ".."))
+
+
+@st.composite
+def _facts(draw: st.DrawFn) -> Ruleset:
+    family = draw(st.sampled_from([4, 6]))
+    host, target = draw(_hosts[family]), draw(_addresses[family])
+    proto, name = draw(st.sampled_from([6, 17, 132])), draw(_names)
+    first, inner, count = draw(_ports)
+    if draw(st.booleans()):
+        inner = first
+    port = PublishedPorts(name, proto, host, first, target, inner, count)
+    mac = ":".join(f"{octet:02x}" for octet in draw(st.binary(min_size=6, max_size=6)))
+    subnet = str(ip_network(f"{target}/{draw(st.integers(8, 128 if family == 6 else 32))}", strict=False))
+    net = NetworkRules(name, trusted=(name,), mode4=draw(st.sampled_from(GatewayMode)), icc=draw(st.booleans()))
+    snat = draw(st.sampled_from([None, target]))
+    if family == 4:
+        net = replace(net, subnets4=(subnet,), snat4=snat)
+    else:
+        net = replace(net, subnets6=(subnet,), snat6=snat)
+    return Ruleset(
+        networks=frozenset({net}),
+        endpoints=frozenset({EndpointRules(name, name, mac, (target,))}),
+        published=frozenset({port}),
+        opened=frozenset({OpenPorts(name, proto, target, inner, count)}),
+    )
+
+
+@settings(max_examples=150, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(want=_facts())
+def test_what_is_written_is_what_is_read(world: World, want: Ruleset) -> None:
+    firewall = NftablesFirewall()
+    firewall.replace(want)
+    assert firewall.drift(want) == []
+    firewall.change(add=want)
+    firewall.change(remove=want)
+    assert firewall.drift(EMPTY) == []
+    firewall.close()
