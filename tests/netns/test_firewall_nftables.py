@@ -202,10 +202,7 @@ def _facts(draw: st.DrawFn) -> Ruleset:
     subnet = str(ip_network(f"{target}/{draw(st.integers(8, 128 if family == 6 else 32))}", strict=False))
     net = NetworkRules(name, trusted=(name,), mode4=draw(st.sampled_from(GatewayMode)), icc=draw(st.booleans()))
     snat = draw(st.sampled_from([None, target]))
-    if family == 4:
-        net = replace(net, subnets4=(subnet,), snat4=snat)
-    else:
-        net = replace(net, subnets6=(subnet,), snat6=snat)
+    net = replace(net, subnets4=(subnet,), snat4=snat) if family == 4 else replace(net, subnets6=(subnet,), snat6=snat)
     return Ruleset(
         networks=frozenset({net}),
         endpoints=frozenset({EndpointRules(name, name, mac, (target,))}),
