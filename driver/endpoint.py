@@ -183,7 +183,7 @@ class Endpoints:
 
     def _publish(self, network: Network, before: Endpoint, after: Endpoint) -> None:
         self._store.put_endpoint(after)
-        self._reconciler.change_rules(add=plan_endpoint(network, after).rules - plan_endpoint(network, before).rules)
+        self._reconciler.publish(plan_endpoint(network, before), plan_endpoint(network, after))
         self._flusher.ports(after.bindings or ())
 
     def _withdraw_ports(self, network: Network, endpoint: Endpoint) -> Endpoint:

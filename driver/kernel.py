@@ -42,6 +42,7 @@ class Link:
     carrier: bool
     master: str | None
     isolated: bool
+    hairpin: bool = False
 
     @property
     def ours(self) -> bool:
@@ -51,11 +52,15 @@ class Link:
 
 @dataclass(frozen=True, slots=True)
 class Observed:
-    """What the kernel holds: links and their addresses (with prefix length) by name, sysctls by path."""
+    """What the kernel holds: links and their addresses (with prefix length) by name, sysctls by path.
+
+    ``bridge_netfilter`` says that frames inside a bridge meet the IP firewall (br_netfilter).
+    """
 
     links: dict[str, Link] = field(default_factory=dict)
     addresses: dict[str, frozenset[str]] = field(default_factory=dict)
     sysctls: dict[str, str] = field(default_factory=dict)
+    bridge_netfilter: bool = False
 
 
 class Session:
@@ -95,14 +100,12 @@ class Session:
             links={link.name: link for link in links},
             addresses={name: frozenset(values) for name, values in addresses.items()},
             sysctls={path: self.sysctl(path) for path in sysctls},
+            bridge_netfilter=_bridge_netfilter(self._proc),
         )
 
     def sysctl(self, path: str) -> str:
         """The value of a sysctl, "" where the kernel or the interface has none."""
-        try:
-            return (self._proc / path).read_text().strip()
-        except OSError:
-            return ""
+        return _sysctl(self._proc / path)
 
     def uplink_mtu(self) -> int | None:
         """The MTU of the interface that holds the default route (IPv4 first), or None."""
@@ -166,6 +169,10 @@ class Session:
         """Keep a bridge port from talking to other isolated ports (IFLA_BRPORT_ISOLATED)."""
         self._change(f"isolate {name}", "brport", "set", index=self._index(name), isolated=int(isolated))
 
+    def set_hairpin(self, name: str) -> None:
+        """Let a bridge port send a frame back where it came from (IFLA_BRPORT_MODE)."""
+        self._change(f"set hairpin mode on {name}", "brport", "set", index=self._index(name), mode=1)
+
     def add_address(self, name: str, address: str) -> None:
         """Give a link an address with prefix length; no duplicate detection, since nothing else may have it."""
         ip, _, length = address.partition("/")
@@ -199,6 +206,8 @@ class Session:
             if error.code == errno.EEXIST:
                 return False
             what = f"{attributes['kind']} {attributes['ifname']}"
+            if "master" in attributes:
+                what += f" in {socket.if_indextoname(attributes['master'])}"
             raise KernelError(f"cannot create {what}: {os.strerror(error.code)}") from error
         return True
 
@@ -228,6 +237,10 @@ class Kernel:
         with IPRoute() as ipr:
             yield Session(ipr, self._proc)
 
+    def bridge_netfilter(self) -> bool:
+        """Whether br_netfilter shows bridged frames to the IP firewall of either family."""
+        return _bridge_netfilter(self._proc)
+
     def exists(self, name: str) -> bool:
         """Whether a link of this name is here; cheaper than a look-up."""
         try:
@@ -245,6 +258,17 @@ def uplink_bridges(links: Iterable[Link], named: Iterable[str]) -> frozenset[str
     links = list(links)
     outward = {link.master for link in links if link.master and link.kind != "veth"} | set(named)
     return frozenset(link.name for link in links if link.kind == "bridge" and not link.ours and link.name in outward)
+
+
+def _sysctl(path: Path) -> str:
+    try:
+        return path.read_text().strip()
+    except OSError:
+        return ""
+
+
+def _bridge_netfilter(proc: Path) -> bool:
+    return "1" in (_sysctl(proc / f"bridge/bridge-nf-call-{tool}") for tool in ("iptables", "ip6tables"))
 
 
 def _nodad(ip: str) -> dict[str, int]:
@@ -270,6 +294,7 @@ def _link(message: Any, names: dict[int, str]) -> Link:
         carrier=bool(message["flags"] & IFF_LOWER_UP),
         master=None if master is None else names.get(master) or socket.if_indextoname(master),
         isolated=bool(_port_attribute(info, "IFLA_BRPORT_ISOLATED")),
+        hairpin=bool(_port_attribute(info, "IFLA_BRPORT_MODE")),
     )
 
 

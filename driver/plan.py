@@ -33,7 +33,10 @@ class Bridge:
 
 @dataclass(frozen=True, slots=True)
 class Veth:
-    """A veth pair: the host end ``name`` is a port of ``bridge``, ``peer`` is for the container."""
+    """A veth pair: the host end ``name`` is a port of ``bridge``, ``peer`` is for the container.
+
+    ``publishes`` says that the container may call a published port of its own.
+    """
 
     name: str
     peer: str
@@ -41,6 +44,7 @@ class Veth:
     mtu: int
     mac: str
     isolated: bool
+    publishes: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -113,7 +117,15 @@ def plan_endpoint(network: Network, endpoint: Endpoint) -> Plan:
     if not endpoint.joined:
         return Plan()
     host, peer = veth_names(endpoint.id)
-    veth = Veth(host, peer, network.bridge, network.mtu, endpoint.mac, isolated=not network.options.icc)
+    veth = Veth(
+        host,
+        peer,
+        network.bridge,
+        network.mtu,
+        endpoint.mac,
+        isolated=not network.options.icc,
+        publishes=bool(endpoint.bindings),
+    )
     addresses = tuple(ip for ip in map(endpoint.ip, FAMILIES) if ip)
     guard = EndpointRules(network.bridge, host, endpoint.mac, addresses, guarded=network.options.spoof_protection)
     published, opened = _port_rules(network, endpoint)

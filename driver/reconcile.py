@@ -76,6 +76,9 @@ def _veth(veth: Veth, have: Observed) -> Iterator[Difference]:
             f"veth {veth.name} is {'not ' if veth.isolated else ''}isolated",
             methodcaller("set_isolated", veth.name, veth.isolated),
         )
+    if veth.publishes and have.bridge_netfilter and not link.hairpin:
+        # With br_netfilter, a call to one's own published port is translated inside the bridge.
+        yield Difference(f"veth {veth.name} is not in hairpin mode", methodcaller("set_hairpin", veth.name))
 
 
 def _link(link: Link, kind: str, mtu: int) -> Iterator[Difference]:
@@ -151,6 +154,14 @@ class Reconciler:
                     observed = session.observe(())
                 self._firewall.replace(self._rules(self._whole(), observed))
                 self._firewall.change(add=add, remove=remove)
+
+    def publish(self, before: Plan, after: Plan) -> None:
+        """Add the rules by which an endpoint publishes, and what its port needs for its own calls."""
+        self.change_rules(add=after.rules - before.rules)
+        if after.veths and self._kernel.bridge_netfilter():
+            with self._kernel.session() as session:
+                for veth in after.veths.values():
+                    session.set_hairpin(veth.name)
 
     def tidy(self) -> None:
         """After the last network: take the firewall's frame and the hook away."""

@@ -83,6 +83,7 @@ def test_program_error_when_a_network_is_connected(lab: Lab) -> None:
     assert len(veths(lab)) == 1
     assert len(endpoints(lab)) == 1
     assert lab.daemon.drift() == ""
+    lab.docker("network", "disconnect", "-f", "m1", "box", check=False)  # dockerd goes on believing in the connection
     lab.docker("restart", "box")
     lab.serve(lab.at("box"), "tcp", 80)
     assert lab.ask(lab.lan, HOST4, 8080) == f"box {LAN4}"

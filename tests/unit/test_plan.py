@@ -127,7 +127,7 @@ def test_an_endpoint_has_nothing_before_join() -> None:
 def test_a_joined_endpoint_has_a_veth_pair_and_a_guard() -> None:
     host, peer = veth_names(EID)
     plan = plan_endpoint(network(V4, V6), endpoint(address6="fd00::2/64"))
-    assert plan.veths == {host: Veth(host, peer, "br-0", 1400, "02:42:0a:00:00:02", isolated=False)}
+    assert plan.veths == {host: Veth(host, peer, "br-0", 1400, "02:42:0a:00:00:02", isolated=False, publishes=False)}
     guard = EndpointRules("br-0", host, "02:42:0a:00:00:02", ("10.0.0.2", "fd00::2"), guarded=True)
     assert plan.rules.endpoints == {guard}
 
