@@ -20,11 +20,17 @@ _context: ContextVar[dict[str, object]] = ContextVar("fields", default={})  # no
 @contextmanager
 def fields(**values: object) -> Iterator[None]:
     """Add fields to every line written inside; what is None or empty is left out."""
-    token = _context.set(_context.get() | {key: value for key, value in values.items() if value not in (None, "")})
+    token = _context.set(_context.get())
+    add(**values)
     try:
         yield
     finally:
         _context.reset(token)
+
+
+def add(**values: object) -> None:
+    """Add fields from here to the end of the ``fields`` block that surrounds."""
+    _context.set(_context.get() | {key: value for key, value in values.items() if value not in (None, "")})
 
 
 def with_fields(**values: object) -> dict[str, dict[str, object]]:

@@ -235,11 +235,13 @@ def test_metrics_count_calls_and_contents(daemon: Daemon) -> None:
     assert 'trestle_call_failures_total{verb="NetworkDriver.CreateNetwork"} 0.0' in lines
 
 
-def test_a_line_of_the_log_says_which_call_and_which_network(daemon: Daemon) -> None:
+def test_a_line_of_the_log_says_which_call_and_which_network_whatever_came_of_it(daemon: Daemon) -> None:
     network = new_id()
     daemon.ok("NetworkDriver.DeleteNetwork", {"NetworkID": network})
-    (line,) = [line for line in daemon.lines() if network in line]
-    assert "verb=NetworkDriver.DeleteNetwork" in line and " ms=" in line
+    daemon.call("NetworkDriver.Join", {"NetworkID": network, "EndpointID": new_id()})
+    done, refused = (line for line in daemon.lines() if f"network_id={network}" in line)
+    assert "plugin.app: done verb=NetworkDriver.DeleteNetwork" in done and " ms=" in done
+    assert "plugin.app: refused: " in refused and "verb=NetworkDriver.Join" in refused and " ms=" in refused
 
 
 # -- start and stop -----------------------------------------------------------------------------
@@ -348,6 +350,15 @@ def test_a_worker_that_dies_is_replaced_and_nothing_is_forgotten(daemon: Daemon)
     (worker,) = daemon.workers()
     os.kill(worker, signal.SIGKILL)
     until("another worker", lambda: daemon.workers() not in ([], [worker]))
+    assert [known["id"] for known in daemon.get("/trestle/v1/networks").json] == [network]
+
+
+def test_a_daemon_that_was_killed_can_be_started_again_at_once(daemon: Daemon) -> None:
+    network = new_id()
+    daemon.ok("NetworkDriver.CreateNetwork", network_of(network))
+    daemon.stop(signal.SIGKILL)
+    daemon.start()
+    until("the next daemon answers", lambda: daemon.lines()[-1].endswith(f"ready at {daemon.socket}"))
     assert [known["id"] for known in daemon.get("/trestle/v1/networks").json] == [network]
 
 
