@@ -20,7 +20,7 @@ from driver.flusher import Flusher
 from driver.kernel import Kernel
 from driver.locks import Gate, KeyedLocks
 from driver.model import Endpoint, Family, GatewayMode, Network, PortBinding, PortRequest
-from driver.plan import FAMILIES, endpoint_mac, gateway_of, plan_endpoint, veth_names
+from driver.plan import FAMILIES, endpoint_mac, gateway_of, plan_endpoint, plan_network, veth_names
 from driver.portmap import opened_ports
 from driver.ports import HostPorts
 from driver.reconcile import Reconciler
@@ -120,16 +120,19 @@ class Endpoints:
             network, endpoint = self._known(network_id, endpoint_id)
             joined = msgspec.structs.replace(endpoint, sandbox=sandbox)
             self._store.put_endpoint(joined)
-            or_undo(
-                lambda: self._reconciler.apply(plan_endpoint(network, joined)),
-                lambda: self._part(network, joined),
-            )
+            or_undo(lambda: self._connect(network, joined), lambda: self._part(network, joined))
         return Join(
             interface=veth_names(endpoint_id)[1],
             prefix=network.options.container_iface_prefix,
             gateway=gateway_of(network, endpoint.ip(4)),
             gateway6=gateway_of(network, endpoint.ip(6)),
         )
+
+    def _connect(self, network: Network, endpoint: Endpoint) -> None:
+        if not self._kernel.exists(network.bridge):
+            log.warning("bridge %s was gone and is made again", network.bridge)
+            self._reconciler.apply(plan_network(network))
+        self._reconciler.apply(plan_endpoint(network, endpoint))
 
     def leave(self, network_id: str, endpoint_id: str) -> None:
         """Remove the veth pair and every published port; an unknown endpoint is fine."""
