@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 
+TESTS = Path(__file__).parent
 ORDER = ("unit", "netns", "engine")
 
 
@@ -20,7 +21,6 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """Cheap and telling first."""
 
     def rank(item: pytest.Item) -> int:
-        part = Path(item.path).relative_to(Path(__file__).parent).parts[0]
-        return ORDER.index(part) if part in ORDER else len(ORDER)
+        return next((n for n, part in enumerate(ORDER) if TESTS / part in item.path.parents), len(ORDER))
 
     items.sort(key=rank)

@@ -102,11 +102,15 @@ class Daemon:
         return self.call("Plugin.Activate")[0] == 200
 
     def call(self, method: str, body: object = None) -> tuple[int, dict[str, Any]]:
-        """One call as dockerd makes it: no content type, an empty body for None."""
-        connection = _UnixConnection(self.socket)
-        with contextlib.closing(connection):
-            connection.request("POST", f"/{method}", body=b"" if body is None else json.dumps(body).encode())
-            answer = connection.getresponse()
+        """One call as dockerd makes it: one write, no content type, an empty body for None."""
+        content = b"" if body is None else json.dumps(body).encode() + b"\n"
+        head = f"POST /{method} HTTP/1.1\r\nHost:\r\nContent-Length: {len(content)}\r\n\r\n"
+        with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as connection:
+            connection.settimeout(60)
+            connection.connect(str(self.socket))
+            connection.sendall(head.encode() + content)
+            answer = http.client.HTTPResponse(connection)
+            answer.begin()
             return answer.status, json.loads(answer.read())
 
     def stop(self) -> None:

@@ -20,7 +20,8 @@ DEFAULT: tuple[str, ...] = ()
 # What dockerd and the libraries say at every step, and nobody needs to read.
 NOISE = re.compile(r"debug (pyroute2|asyncio|gunicorn)|loading plugin|signal loop|containerd.ttrpc")
 # What a machine has without us: its own links, and those that dockerd makes by itself.
-FOREIGN_LINKS = {"lo", "eth0", "docker0", "docker_gwbridge"}
+# Its veths have 7 digits, ours 10; when a start fails, 28.5 leaves one of its own for a while.
+FOREIGN_LINKS = re.compile(r"lo|eth0|docker0|docker_gwbridge|veth[0-9a-f]{7}")
 
 
 def fetch(place: NetworkNamespace, address: str, port: int, *, timeout: float = PATIENCE) -> str:
@@ -120,7 +121,7 @@ class Lab:
 
     def remains(self) -> list[str]:
         """Everything of ours, or that a container left, on a machine that has no containers and no networks."""
-        left = [f"link {name}" for name in self.machine.links() if name not in FOREIGN_LINKS]
+        left = [f"link {name}" for name in self.machine.links() if not FOREIGN_LINKS.fullmatch(name)]
         ruleset = self.host.run("nft", "list", "ruleset").stdout
         left += [f"rule {line.strip()}" for line in ruleset.splitlines() if "trestle" in line]
         left += [f"held port {line}" for line in self.host.run("ss", "-Hlntu").stdout.splitlines()]

@@ -53,6 +53,7 @@ exec docker-init -- busybox sleep 2147483647
 """
 
 
+_FOLDERS = "trestle-"
 _ALL = ("-m", "-n", "-p", "-i", "-u")  # mount, network, process, IPC and host name
 
 
@@ -132,6 +133,13 @@ def run(*command: str, check: bool = True, **options: Any) -> subprocess.Complet
     return done
 
 
+def _remove_orphans() -> None:
+    """The folders of test runs that were killed; everything else of theirs died with them."""
+    for folder in Path("/var/tmp").glob(f"{_FOLDERS}*"):
+        if not Path(f"/proc/{folder.name.removeprefix(_FOLDERS).partition('-')[0]}").exists():
+            shutil.rmtree(folder, ignore_errors=True)
+
+
 class Machine:
     """Mount, pid, ipc, uts and network namespaces with an init in them, and a neighbour's network namespace.
 
@@ -141,13 +149,14 @@ class Machine:
 
     def __init__(self, root: Path, folders: Sequence[Path] = ()) -> None:
         # Short, because the sockets' paths go into 108 bytes; on a disk, because overlay does not stack.
-        self.base = Path(tempfile.mkdtemp(prefix="trestle-", dir="/var/tmp"))
+        _remove_orphans()
+        self.base = Path(tempfile.mkdtemp(prefix=f"{_FOLDERS}{os.getpid()}-", dir="/var/tmp"))
         for folder in ("root", "layer", "run", "docker"):
             (self.base / folder).mkdir()
         self._undo = contextlib.ExitStack()
         self._undo.callback(shutil.rmtree, self.base, ignore_errors=True)
         try:
-            self.name = f"t{os.getpid()}-{self.base.name[-4:]}".replace("_", "x")
+            self.name = self.base.name.replace("_", "x")
             self._boot(root, folders)
             self._wire()
         except BaseException:
