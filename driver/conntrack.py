@@ -20,12 +20,11 @@ from typing import NamedTuple
 
 from driver.errors import KernelError
 from driver.model import ANY, Family, PortBinding, family_of
+from driver.netlink import NESTED, NETFILTER, attribute, attributes, messages
 
-_NETLINK_NETFILTER = 12
 _NEW, _GET, _DELETE = 1 << 8, 1 << 8 | 1, 1 << 8 | 2  # IPCTNL_MSG_CT_*, of subsystem ctnetlink
 _REQUEST, _ACK, _DUMP = 1, 4, 0x300
 _ERROR, _DONE = 2, 3
-_NESTED = 0x8000
 # enum ctattr_type, ctattr_tuple, ctattr_ip, ctattr_l4proto of nfnetlink_conntrack.h
 _ORIGINAL, _REPLY, _ID, _FILTER = 1, 2, 12, 25
 _TUPLE_IP, _TUPLE_PROTO = 1, 2
@@ -51,7 +50,7 @@ class _Entry(NamedTuple):
 
     def attributes(self) -> bytes:
         """What names it in a message."""
-        return _attribute(_ORIGINAL | _NESTED, self.original) + _attribute(_ID, self.identity)
+        return attribute(_ORIGINAL | NESTED, self.original) + attribute(_ID, self.identity)
 
 
 def flush_addresses(addresses: Iterable[str]) -> int:
@@ -127,20 +126,9 @@ def _meets(family: Family, entry: _Entry, host: bytes | None, ports: range) -> b
 # --- messages -------------------------------------------------------------------------------------
 
 
-def _attribute(kind: int, data: bytes) -> bytes:
-    return struct.pack("=HH", 4 + len(data), kind) + data + b"\0" * (-len(data) % 4)
-
-
-def _attributes(data: bytes) -> Iterator[tuple[int, bytes]]:
-    while len(data) >= 4:
-        length, kind = struct.unpack_from("=HH", data)
-        yield kind & 0x3FFF, data[4:length]
-        data = data[(length + 3) & ~3 :]
-
-
 def _field(of: bytes, group: int, kind: int) -> bytes:
     """One field of a tuple, empty if it has none."""
-    return dict(_attributes(dict(_attributes(of)).get(group, b""))).get(kind, b"")
+    return dict(attributes(dict(attributes(of)).get(group, b""))).get(kind, b"")
 
 
 def _message(kind: int, flags: int, sequence: int, family: Family, body: bytes) -> bytes:
@@ -150,18 +138,16 @@ def _message(kind: int, flags: int, sequence: int, family: Family, body: bytes) 
 
 def _select(side: int, address: bytes, proto: bytes, flags: int) -> bytes:
     """What makes a dump list only entries whose tuple of that side has these fields."""
-    fields = _attribute(_TUPLE_IP | _NESTED, address) + _attribute(_TUPLE_PROTO | _NESTED, proto)
-    return _attribute(side | _NESTED, fields) + _attribute(
-        _FILTER | _NESTED, _attribute(side, struct.pack("=I", flags))
-    )
+    fields = attribute(_TUPLE_IP | NESTED, address) + attribute(_TUPLE_PROTO | NESTED, proto)
+    return attribute(side | NESTED, fields) + attribute(_FILTER | NESTED, attribute(side, struct.pack("=I", flags)))
 
 
 def _from(side: int, family: Family, packed: bytes) -> bytes:
-    return _select(side, _attribute(_SOURCE[family], packed), b"", _BY_SOURCE)
+    return _select(side, attribute(_SOURCE[family], packed), b"", _BY_SOURCE)
 
 
 def _of_protocol(proto: int) -> bytes:
-    return _select(_ORIGINAL, b"", _attribute(_PROTO_NUMBER, bytes([proto])), _BY_PROTOCOL)
+    return _select(_ORIGINAL, b"", attribute(_PROTO_NUMBER, bytes([proto])), _BY_PROTOCOL)
 
 
 class _Netlink:
@@ -169,7 +155,7 @@ class _Netlink:
 
     def __init__(self) -> None:
         try:
-            self._socket = socket.socket(socket.AF_NETLINK, socket.SOCK_RAW | socket.SOCK_CLOEXEC, _NETLINK_NETFILTER)
+            self._socket = socket.socket(socket.AF_NETLINK, socket.SOCK_RAW | socket.SOCK_CLOEXEC, NETFILTER)
             self._socket.bind((0, 0))
         except OSError as error:
             raise KernelError(f"conntrack cannot be reached: {error.strerror}") from error
@@ -187,9 +173,9 @@ class _Netlink:
         """The entries that ``select`` names, of those in whose bytes one of ``containing`` occurs."""
         for kind, body in self._ask(_message(_GET, _DUMP, self._next(), family, select)):
             if kind == _NEW and any(part in body for part in containing):
-                attributes = dict(_attributes(body[4:]))
-                if attributes.keys() >= {_ORIGINAL, _REPLY, _ID}:
-                    yield _Entry(attributes[_ORIGINAL], attributes[_REPLY], attributes[_ID])
+                found = dict(attributes(body[4:]))
+                if found.keys() >= {_ORIGINAL, _REPLY, _ID}:
+                    yield _Entry(found[_ORIGINAL], found[_REPLY], found[_ID])
 
     def delete(self, family: Family, entries: Iterable[_Entry]) -> int:
         """Delete entries; one that is gone already is none of our business."""
@@ -237,7 +223,4 @@ class _Netlink:
             data = self._socket.recv(1 << 17)
         except OSError as error:
             raise KernelError(f"conntrack does not answer: {error.strerror or error}") from error
-        while len(data) >= 16:
-            length, kind = struct.unpack_from("=IH", data)
-            yield kind, data[16:length]
-            data = data[(length + 3) & ~3 :]
+        yield from messages(data)
