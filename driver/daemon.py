@@ -9,6 +9,7 @@ import time
 
 from driver import routes
 from driver.endpoint import Endpoints
+from driver.errors import KernelError
 from driver.firewall import Firewall
 from driver.firewall.hook import Hook
 from driver.firewall.nftables import NftablesFirewall
@@ -46,9 +47,15 @@ class Driver:
         self.ipam = Ipam(self.store, routes.host_routes, settings.pools4, settings.pools6, settings.exclude)
 
     def start(self) -> list[str]:
-        """Rebuild the kernel from the store; one line for each thing mended. Before the first answer."""
+        """Rebuild the kernel from the store; one line for each thing mended. Before the first answer.
+
+        What cannot be mended is a line too: one network's trouble must not keep the others down.
+        """
         with self._gate.exclusive():
-            lines = self._mend()
+            try:
+                lines = self._mend()
+            except KernelError as error:
+                lines = [str(error)]
             return lines + self.endpoints.hold_ports()
 
     def check(self) -> list[str]:

@@ -15,7 +15,7 @@ from dataclasses import dataclass
 import msgspec
 
 from driver.checks import check_id, read_address, read_mac
-from driver.errors import Conflict, NotFound, PortInUse
+from driver.errors import Conflict, KernelError, NotFound, PortInUse
 from driver.flusher import Flusher
 from driver.kernel import Kernel
 from driver.locks import Gate, KeyedLocks
@@ -233,9 +233,9 @@ class Endpoints:
 
         The bridges are there already. The caller holds the gate exclusively.
         """
-        return [self._restore_link(endpoint) for endpoint in self.without_link()]
+        return [line for endpoint in self.without_link() for line in self._restore_link(endpoint)]
 
-    def _restore_link(self, endpoint: Endpoint) -> str:
+    def _restore_link(self, endpoint: Endpoint) -> list[str]:
         network = self._network(endpoint.network_id)
         addresses = [address for address in (endpoint.address4, endpoint.address6) if address]
         gateways = [g for g in (gateway_of(network, endpoint.ip(family)) for family in FAMILIES) if g]
@@ -250,8 +250,11 @@ class Endpoints:
                 sandbox.configure(veth_names(endpoint.id)[1], network.options.container_iface_prefix, addresses, routes)
         except FileNotFoundError:
             self._bury(endpoint)
-            return f"{who} is dead and forgotten: its container is gone"
-        return f"{who} has its veth pair again"
+            return [f"{who} is dead and forgotten: its container is gone"]
+        except KernelError as error:
+            log.error("%s cannot have its veth pair back: %s", who, error)
+            return []  # the comparison that follows names it again
+        return [f"{who} has its veth pair again"]
 
     def _free_addresses(self, network: Network, endpoint: Endpoint) -> None:
         """An address that comes again proves its old owner dead (protocol page 0.3, rule 6), unless it lives."""

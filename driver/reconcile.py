@@ -8,7 +8,9 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
+from functools import partial
 from operator import methodcaller
 
 from driver.errors import KernelError
@@ -84,13 +86,17 @@ def _veth(veth: Veth, have: Observed) -> Iterator[Difference]:
 def _link(link: Link, kind: str, mtu: int) -> Iterator[Difference]:
     """What bridges and veths have in common; an existing link that is not ours keeps its MTU."""
     if link.kind != kind:
-        raise KernelError(
-            f"link {link.name} exists and is a {link.kind or 'device'}, not a {kind}; remove or rename it"
-        )
+        text = f"link {link.name} exists and is a {link.kind or 'device'}, not a {kind}; remove or rename it"
+        yield Difference(text, partial(_refuse, text))
+        return
     if not link.up:
         yield Difference(f"{kind} {link.name} is down", methodcaller("set_up", link.name))
     if link.ours and link.mtu != mtu:
         yield Difference(f"{kind} {link.name} has MTU {link.mtu}, not {mtu}", methodcaller("set_mtu", link.name, mtu))
+
+
+def _refuse(text: str, session: Session) -> None:
+    raise KernelError(text)
 
 
 def _create_veth(session: Session, veth: Veth) -> bool:
@@ -185,7 +191,10 @@ class Reconciler:
         """Only the bridges of the whole plan; one line for each difference mended."""
         bridges = Plan(bridges=want.bridges)
         with self._kernel.session() as session:
-            return _mend(session, differences(bridges, session.observe(_sysctls(bridges))))
+            found = list(differences(bridges, session.observe(_sysctls(bridges))))
+            with suppress(KernelError):  # ``converge``, which follows, tells what is left
+                _mend(session, found)
+        return [difference.text for difference in found]
 
     def converge(self, want: Plan) -> list[str]:
         """Make the kernel hold exactly ``want``; one line for each difference mended.
@@ -193,10 +202,12 @@ class Reconciler:
         Raises KernelError when something is still different afterwards.
         """
         with self._kernel.session() as session:
-            mended = _mend(session, _all_differences(want, session.observe(_sysctls(want))))
+            found = _all_differences(want, session.observe(_sysctls(want)))
+            with suppress(KernelError):  # what is left is found below, when the firewall has had its turn
+                _mend(session, found)
             observed = session.observe(_sysctls(want))
         with self._frame:
-            mended += self._converge_rules(want, observed)
+            mended = [difference.text for difference in found] + self._converge_rules(want, observed)
         left = [difference.text for difference in _all_differences(want, observed)]
         if left:
             raise KernelError(f"could not be mended: {'; '.join(left)}")
@@ -215,10 +226,18 @@ class Reconciler:
 
 
 def _mend(session: Session, found: Iterable[Difference]) -> list[str]:
-    found = list(found)
-    for difference in found:
-        difference.mend(session)
-    return [difference.text for difference in found]
+    """Mend what can be; only then raise the first error, so that one network's trouble is not another's."""
+    errors: list[KernelError] = []
+    lines = []
+    for difference in list(found):
+        try:
+            difference.mend(session)
+            lines.append(difference.text)
+        except KernelError as error:
+            errors.append(error)
+    if errors:
+        raise errors[0]
+    return lines
 
 
 def _all_differences(want: Plan, have: Observed) -> list[Difference]:

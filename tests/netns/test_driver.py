@@ -314,3 +314,16 @@ def test_bad_options_are_refused_before_anything_is_made(host: Libnetwork) -> No
     with pytest.raises(InvalidRequest, match="driver.mtu=12"):
         host.network("10.70.0.0/24", driver__mtu="12")
     assert links(host) == {}
+
+
+def test_one_networks_trouble_keeps_no_other_down(host: Libnetwork, state: Path) -> None:
+    bad, good = host.network("10.70.0.0/24", bridge__name="shop0"), host.network("10.71.0.0/24")
+    delete(host, "shop0")
+    delete(host, f"br-{good.id[:12]}")
+    host.world.host.netlink(lambda ip: ip.link("add", ifname="shop0", kind="veth", peer={"ifname": "shop1"}))
+    assert any("shop0 exists and is a veth" in line for line in restart(host, state))
+    assert f"br-{good.id[:12]}" in links(host)
+    assert [line for line in host.driver.check() if bad.id[:12] in line or "shop0" in line]
+    delete(host, "shop0")
+    host.driver.repair()
+    assert host.driver.check() == []

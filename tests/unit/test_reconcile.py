@@ -113,8 +113,11 @@ def test_a_bridge_that_is_not_ours_keeps_its_mtu() -> None:
 def test_a_link_of_another_kind_is_refused_by_name() -> None:
     have = right()
     have.links["br-0"] = replace(have.links["br-0"], kind="veth")
-    with pytest.raises(KernelError, match="link br-0 exists and is a veth, not a bridge"):
-        texts(have)
+    text = "link br-0 exists and is a veth, not a bridge; remove or rename it"
+    assert text in texts(have)
+    difference = next(differences(WANT, have))
+    with pytest.raises(KernelError, match=text):
+        difference.mend(FakeSession(have))  # type: ignore[arg-type]  # it has the methods that are called
 
 
 def test_only_unexplained_links_of_ours_are_garbage() -> None:
