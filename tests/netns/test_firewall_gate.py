@@ -312,12 +312,12 @@ def test_the_lan_does_not_reach_ports_published_on_loopback(town: Town, firewall
         assert ear.hears(PATIENCE)  # such a frame is heard where the port is published
 
 
-def test_a_link_local_client_is_refused_rather_than_hanging(town: Town, firewall: Firewall) -> None:
+def test_link_local_is_refused_rather_than_hanging(town: Town, firewall: Firewall) -> None:
+    """A packet with such a sender cannot be forwarded, so it is not translated either."""
     apply(firewall, town.rules(), published("a1", 6, 8080))
-    output = subprocess.run(
-        ["ip", "-6", "-o", "addr", "show", "dev", "ext0"], check=True, capture_output=True, text=True
-    )
-    host_link_local = next(word for word in output.stdout.split() if word.startswith("fe80")).partition("/")[0]
-    scope = town.lan.index("eth0")
-    assert town.try_(town.lan, f"{host_link_local}%{scope}", 8080) == "refused"
+    command = ["ip", "-6", "-o", "addr", "show", "dev", "ext0"]
+    output = subprocess.run(command, check=True, capture_output=True, text=True).stdout
+    mine = next(word for word in output.split() if word.startswith("fe80")).partition("/")[0]
+    assert town.try_(town.lan, f"{mine}%{town.lan.index('eth0')}", 8080) == "refused"
+    assert town.try_(town.host, f"{mine}%{town.host.index('ext0')}", 8080) == "refused"
     assert town.ask(town.lan, HOST[6], 8080) == f"a1 {LAN[6]}"

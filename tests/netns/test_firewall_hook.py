@@ -17,7 +17,7 @@ import pytest
 from driver.firewall.hook import Hook
 from driver.firewall.nftables import NftablesFirewall
 from driver.model import Family
-from tests.netns.town import HOST, LAN, SEEN, Town, apply, ip, published
+from tests.netns.town import HOST, LAN, SEEN, Town, apply, ip, network, published
 from tests.netns.world import World
 
 OURS = "-m mark --mark 0x1000000/0x1000000 -m comment --comment trestle -j ACCEPT"
@@ -115,6 +115,20 @@ def test_it_stands_in_docker_user_after_the_rules_of_the_admin(open_town: Town, 
     NftablesFirewall().change(add=published("a1", 4, 8081, proto="udp"))
     assert open_town.try_(open_town.lan, HOST[4], 8081, "udp") == "timeout"  # the admin said so
     assert open_town.ask(open_town.host, HOST[4], 8081, "udp").startswith("a1")
+
+
+@pytest.mark.parametrize("icc", [True, False], ids=["icc", "no icc"])
+def test_neighbours_meet_although_iptables_sees_bridged_packets(owner: Owner, icc: bool) -> None:
+    with World(bridge_netfilter=True) as world:
+        town = Town(world, bridge_netfilter=True)
+        owner.run("-P", "FORWARD", "DROP")
+        apply(NftablesFirewall(), town.rules(network("br-a", icc=icc)), published("a2", 4, 8080))
+        if icc:
+            assert town.try_(town.a1, ip("a2", 4), 80) == "timeout"  # the policy
+        Hook().ensure()
+        assert town.ask(town.a1, HOST[4], 8080).startswith("a2")
+        if icc:
+            assert town.ask(town.a1, ip("a2", 4), 80).startswith("a2")
 
 
 def test_what_our_gate_refuses_stays_refused(open_town: Town, owner: Owner) -> None:
