@@ -133,11 +133,13 @@ def test_a_trusted_interface_reaches_opened_ports_only(town: Town, firewall: Fir
 
 @both
 def test_internal_is_closed_both_ways_and_open_within(town: Town, firewall: Firewall, family: Family) -> None:
-    apply(firewall, town.rules(network("br-a", internal=True)), published("b1", family, 8080))
+    ports = published("b1", family, 8080) | published("a1", family, 8081)
+    apply(firewall, town.rules(network("br-a", internal=True)), ports)
     assert town.try_(town.a1, LAN[family], 80) == "timeout"
     assert town.try_(town.lan, ip("a1", family), 80) == "timeout"
     assert town.try_(town.a1, ip("b1", family), 80) == "timeout"
     assert town.try_(town.b1, ip("a1", family), 80) == "timeout"
+    assert town.try_(town.lan, HOST[family], 8081) == "timeout"  # translated to a1, which is inside
     assert town.try_(town.a1, HOST[family], 8080) == "timeout"  # translated to b1, which is outside
     assert town.ask(town.a1, ip("a2", family), 80) == f"a2 {ip('a1', family)}"
     assert town.ask(town.a1, gateway("br-a", family), 80) == f"host {ip('a1', family)}"
