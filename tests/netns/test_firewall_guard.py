@@ -98,6 +98,21 @@ def test_arp_cannot_be_poisoned(town: Town, firewall: Firewall, guarded: bool, i
 
 
 @guarded_or_not
+def test_arp_cannot_name_another_hardware_address(town: Town, firewall: Firewall, guarded: bool) -> None:
+    """Not even for one's own IP address: the frames of others would go to a port that is not theirs."""
+    apply(firewall, town.rules(guarded=guarded))
+    town.ask(town.host, ip("a2", 4), 80)
+    to, mine, another = town.host.mac("br-a"), town.a2.mac("eth0"), town.a1.mac("eth0")
+    town.host.sysctl("ipv4/neigh/br-a/locktime", 0)
+    send(town.a2, arp_reply(to, mine, another, ip("a2", 4), gateway("br-a", 4)))
+    if guarded:
+        assert town.ask(town.host, ip("a2", 4), 80).startswith("a2")
+        assert neighbour(town, town.host, "br-a", ip("a2", 4)) == mine
+    else:
+        eventually(lambda: neighbour(town, town.host, "br-a", ip("a2", 4)) == another)
+
+
+@guarded_or_not
 def test_neighbour_discovery_cannot_be_poisoned(town: Town, firewall: Firewall, guarded: bool) -> None:
     apply(firewall, town.rules(guarded=guarded))
     town.ask(town.host, ip("a1", 6), 80)
