@@ -14,15 +14,19 @@ from driver.firewall import Firewall
 from driver.firewall.hook import Hook
 from driver.firewall.nftables import NftablesFirewall
 from driver.flusher import Flusher
+from driver.heal import Healer
 from driver.ipam import Ipam
 from driver.kernel import Kernel
 from driver.locks import Gate
 from driver.network import Networks
-from driver.plan import Plan, plan_all
+from driver.plan import Plan, endpoint_start, plan_all, plan_endpoint, plan_network
 from driver.ports import HostPorts
 from driver.reconcile import Reconciler
 from driver.settings import Settings
 from driver.store import Store
+from driver.watch import Change, Watcher
+
+LEGACY_POLL = 1.0  # seconds: legacy xtables tells nobody of a change
 
 
 class Driver:
@@ -38,6 +42,8 @@ class Driver:
         self.flusher = Flusher()
         self.firewall: Firewall = NftablesFirewall(settings.mark)
         self.hook = Hook(settings.mark, settings.hook)
+        self.healer = Healer(self._heal)
+        self._watcher: Watcher | None = None
         self._gate = Gate()
         self._started = time.time()
         kernel = Kernel(settings.proc_sys_net)
@@ -58,6 +64,13 @@ class Driver:
                 lines = [str(error)]
             return lines + self.endpoints.hold_ports()
 
+    def watch(self) -> None:
+        """From now on, put right within a second what somebody else undoes.
+
+        To be called before ``start``, so that nothing falls between the two.
+        """
+        self._watcher = Watcher(self.healer.tell, poll=LEGACY_POLL)
+
     def check(self) -> list[str]:
         """One line for each difference between the store and the kernel; changes nothing."""
         with self._gate.exclusive():
@@ -75,6 +88,9 @@ class Driver:
 
     def close(self) -> None:
         """Let go of sockets and files; the kernel keeps what it has, so traffic goes on."""
+        if self._watcher:
+            self._watcher.close()
+        self.healer.close()
         self.flusher.close()
         self.ports.close()
         self.store.close()
@@ -85,6 +101,11 @@ class Driver:
         return {
             "firewall": {"backend": self.firewall.name, "mark": f"{self.settings.mark:#x}"},
             "hook": {"side": hook.side, "chain": hook.chain, "why": hook.why},
+            "drift": {
+                "mends": self.healer.mends,
+                "last": self.healer.last,
+                "backing_off_seconds": self.healer.backing_off,
+            },
             "networks": len(self.store.networks()),
             "endpoints": len(self.store.endpoints()),
             "host_ports": {"held": self.ports.held, "unheld": self.ports.unheld},
@@ -97,6 +118,34 @@ class Driver:
         bridges = self._reconciler.mend_bridges(self._plan())
         lines = bridges + self.endpoints.restore_links() + self._reconciler.converge(self._plan())
         return lines + self.ipam.collect()
+
+    def _heal(self, change: Change) -> list[str]:
+        """Mend what a change by somebody else has touched; one line for each thing mended."""
+        if change.lost or change.firewall:
+            return self.repair()
+        if self._concerns(change.links):
+            # A verb in progress looks the same from outside: look again when all have ended.
+            with self._gate.exclusive():
+                return self._mend() if self._concerns(change.links) else []
+        # An event names a program; without one it is only time to look at legacy xtables.
+        if change.hook and (change.by or self.hook.legacy_changed()):
+            return self._reconciler.mend_hook()
+        return []
+
+    def _concerns(self, links: set[str]) -> bool:
+        """Whether one of these links is ours and wrong, or may be an uplink that has come or gone."""
+        part, others = Plan(), set[str]()
+        for name in links:
+            network, start = self.store.network_on(name), endpoint_start(name)
+            if network is not None:
+                part |= Plan(bridges=plan_network(network).bridges)
+            elif start:
+                for endpoint in self.store.endpoints_from(start):
+                    if owner := self.store.network(endpoint.network_id):
+                        part |= Plan(veths=plan_endpoint(owner, endpoint).veths)
+            else:
+                others.add(name)
+        return self._reconciler.differs(part) or self._reconciler.uplinks_changed(others)
 
     def _plan(self) -> Plan:
         return plan_all(self.store.networks(), self.store.endpoints())

@@ -10,7 +10,7 @@ import errno
 import os
 import socket
 from collections.abc import Iterable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -19,7 +19,8 @@ from pyroute2 import IPRoute
 from pyroute2.netlink.exceptions import NetlinkDumpInterrupted, NetlinkError
 
 from driver.errors import KernelError
-from driver.plan import Bridge, Veth
+from driver.plan import Bridge, Plan, Veth
+from driver.routes import connected_routes
 
 # Every link that we make is in this group ("tr"): `ip link show group 29810` lists them, and a
 # link in it that no network or endpoint explains is garbage of ours.
@@ -52,13 +53,14 @@ class Link:
 
 @dataclass(frozen=True, slots=True)
 class Observed:
-    """What the kernel holds: links and their addresses (with prefix length) by name, sysctls by path.
+    """What the kernel holds: links, their addresses and the routes these brought, by name; sysctls by path.
 
     ``bridge_netfilter`` says that frames inside a bridge meet the IP firewall (br_netfilter).
     """
 
     links: dict[str, Link] = field(default_factory=dict)
     addresses: dict[str, frozenset[str]] = field(default_factory=dict)
+    routes: dict[str, frozenset[str]] = field(default_factory=dict)
     sysctls: dict[str, str] = field(default_factory=dict)
     bridge_netfilter: bool = False
 
@@ -87,19 +89,31 @@ class Session:
         index = self._index(name)
         return frozenset(_address(message) for message in self._dump(lambda: self._ipr.get_addr(index=index)))
 
-    def observe(self, sysctls: Iterable[str]) -> Observed:
-        """All links and addresses of this network namespace, and the sysctls that are named."""
+    def observe(self, want: Plan) -> Observed:
+        """All links of this network namespace, and what else a comparison with ``want`` needs."""
         messages = self._dump(self._ipr.get_links)
         names = {message["index"]: message.get_attr("IFLA_IFNAME") for message in messages}
         links = [_link(message, names) for message in messages]
         addresses: dict[str, set[str]] = {}
         for message in self._dump(self._ipr.get_addr):
-            name = names.get(message["index"], "")
-            addresses.setdefault(name, set()).add(_address(message))
+            addresses.setdefault(names.get(message["index"], ""), set()).add(_address(message))
+        return self._observed(want, links, {name: frozenset(values) for name, values in addresses.items()})
+
+    def observe_part(self, want: Plan) -> Observed:
+        """Only the links that ``want`` names: for a quick look at a few."""
+        links = [link for name in (*want.bridges, *want.veths) if (link := self.link(name))]
+        return self._observed(want, links, {link.name: self.addresses(link.name) for link in links})
+
+    def _observed(self, want: Plan, links: list[Link], addresses: dict[str, frozenset[str]]) -> Observed:
+        routes: dict[str, set[str]] = {}
+        for index, prefix in connected_routes() if want.bridges else ():
+            with suppress(OSError):  # the interface is gone by now
+                routes.setdefault(socket.if_indextoname(index), set()).add(prefix)
         return Observed(
             links={link.name: link for link in links},
-            addresses={name: frozenset(values) for name, values in addresses.items()},
-            sysctls={path: self.sysctl(path) for path in sysctls},
+            addresses=addresses,
+            routes={name: frozenset(prefixes) for name, prefixes in routes.items()},
+            sysctls={path: self.sysctl(path) for bridge in want.bridges.values() for path, _ in bridge.sysctls},
             bridge_netfilter=_bridge_netfilter(self._proc),
         )
 
@@ -180,6 +194,11 @@ class Session:
             f"give {name} the address {address}", "addr", "add", (errno.EEXIST,),
             index=self._index(name), address=ip, prefixlen=int(length), **_nodad(ip),
         )  # fmt: skip
+
+    def renew_address(self, name: str, address: str) -> None:
+        """Take an address and give it back: its connected route comes with it."""
+        self.delete_address(name, address)
+        self.add_address(name, address)
 
     def delete_address(self, name: str, address: str) -> None:
         """Take an address from a link; one that is gone already is fine."""

@@ -69,6 +69,12 @@ def veth_names(endpoint_id: str) -> tuple[str, str]:
     return f"veth{endpoint_id[:10]}", f"veth{endpoint_id[:10]}c"
 
 
+def endpoint_start(link: str) -> str:
+    """The beginning of the id of the endpoint whose host end is called so, "" if the name is not of that form."""
+    start = link.removeprefix("veth")
+    return start if len(start) == 10 and start != link else ""
+
+
 def stable_mac(seed: str) -> str:
     """A locally administered unicast MAC that a restart does not change, so neighbours keep theirs."""
     octets = hashlib.sha256(seed.encode()).digest()[:5]

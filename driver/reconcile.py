@@ -6,6 +6,7 @@ start, `trestle check` and `trestle repair` all go through it. Applying a plan t
 
 from __future__ import annotations
 
+import ipaddress
 import threading
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import suppress
@@ -55,12 +56,23 @@ def _bridge(bridge: Bridge, have: Observed) -> Iterator[Difference]:
                 f"bridge {bridge.name} lacks the address {address}",
                 methodcaller("add_address", bridge.name, address),
             )
+        elif (prefix := _connected(address)) and prefix not in have.routes.get(bridge.name, ()):
+            yield Difference(
+                f"bridge {bridge.name} lacks the route to {prefix}",
+                methodcaller("renew_address", bridge.name, address),
+            )
     for path, value in bridge.sysctls:
         if have.sysctls.get(path) != value:
             yield Difference(
                 f"{path} is {have.sysctls.get(path) or 'unset'}, not {value}",
                 methodcaller("set_sysctl", path, value),
             )
+
+
+def _connected(address: str) -> str:
+    """The prefix of the route that comes with an address, "" for a single address, which brings none."""
+    network = ipaddress.ip_interface(address).network
+    return str(network) if network.num_addresses > 1 else ""
 
 
 def _veth(veth: Veth, have: Observed) -> Iterator[Difference]:
@@ -122,6 +134,7 @@ class Reconciler:
         self._uplinks = uplinks
         self._whole = whole
         self._frame = threading.RLock()
+        self._known_uplinks: frozenset[str] = frozenset()
 
     # -- a part -----------------------------------------------------------------------------
 
@@ -132,7 +145,7 @@ class Reconciler:
                 # Seen as absent at first: what is really there answers "exists" and is then compared.
                 for difference in differences(plan, Observed()):
                     if difference.mend(session) is False:
-                        _mend(session, differences(plan, session.observe(_sysctls(plan))))
+                        _mend(session, differences(plan, session.observe_part(plan)))
                         break
         self.change_rules(add=plan.rules)
         if plan.bridges:
@@ -157,7 +170,7 @@ class Reconciler:
                 self._firewall.change(add=add, remove=remove)
             except TableMissing:
                 with self._kernel.session() as session:
-                    observed = session.observe(())
+                    observed = session.observe(Plan())
                 self._firewall.replace(self._rules(self._whole(), observed))
                 self._firewall.change(add=add, remove=remove)
 
@@ -176,12 +189,31 @@ class Reconciler:
                 self._firewall.remove()
                 self._hook.remove()
 
+    def mend_hook(self) -> list[str]:
+        """Only the shared rule; one line for each fault mended."""
+        with self._frame:
+            return self._hook.mend() if self._whole().bridges else self._hook.remove()
+
+    def differs(self, part: Plan) -> bool:
+        """A quick look at a few links."""
+        if not part.bridges and not part.veths:
+            return False
+        with self._kernel.session() as session:
+            return any(differences(part, session.observe_part(part)))
+
+    def uplinks_changed(self, names: Iterable[str]) -> bool:
+        """Whether one of these links, none of ours, came to or left a bridge as a wire does; a quick look."""
+        with self._kernel.session() as session:
+            links = [session.link(name) for name in names]
+            wires = {link.master for link in links if link and link.master and link.kind != "veth"}
+        return not wires <= self._known_uplinks
+
     # -- everything -------------------------------------------------------------------------
 
     def drift(self, want: Plan) -> list[str]:
         """One line for each difference between the whole plan and the kernel; changes nothing."""
         with self._kernel.session() as session:
-            observed = session.observe(_sysctls(want))
+            observed = session.observe(want)
         found = [difference.text for difference in _all_differences(want, observed)]
         if not want.bridges:
             return found + self._firewall.leftovers() + self._hook.leftovers()
@@ -191,7 +223,7 @@ class Reconciler:
         """Only the bridges of the whole plan; one line for each difference mended."""
         bridges = Plan(bridges=want.bridges)
         with self._kernel.session() as session:
-            found = list(differences(bridges, session.observe(_sysctls(bridges))))
+            found = list(differences(bridges, session.observe(bridges)))
             with suppress(KernelError):  # ``converge``, which follows, tells what is left
                 _mend(session, found)
         return [difference.text for difference in found]
@@ -202,10 +234,10 @@ class Reconciler:
         Raises KernelError when something is still different afterwards.
         """
         with self._kernel.session() as session:
-            found = _all_differences(want, session.observe(_sysctls(want)))
+            found = _all_differences(want, session.observe(want))
             with suppress(KernelError):  # what is left is found below, when the firewall has had its turn
                 _mend(session, found)
-            observed = session.observe(_sysctls(want))
+            observed = session.observe(want)
         with self._frame:
             mended = [difference.text for difference in found] + self._converge_rules(want, observed)
         left = [difference.text for difference in _all_differences(want, observed)]
@@ -222,7 +254,8 @@ class Reconciler:
 
     def _rules(self, want: Plan, observed: Observed) -> Ruleset:
         """The planned rules, and which of the host's bridges lead outside."""
-        return want.rules | Ruleset(uplinks=uplink_bridges(observed.links.values(), self._uplinks))
+        self._known_uplinks = uplink_bridges(observed.links.values(), self._uplinks)
+        return want.rules | Ruleset(uplinks=self._known_uplinks)
 
 
 def _mend(session: Session, found: Iterable[Difference]) -> list[str]:
@@ -242,7 +275,3 @@ def _mend(session: Session, found: Iterable[Difference]) -> list[str]:
 
 def _all_differences(want: Plan, have: Observed) -> list[Difference]:
     return [*differences(want, have), *garbage(want, have)]
-
-
-def _sysctls(plan: Plan) -> set[str]:
-    return {path for bridge in plan.bridges.values() for path, _ in bridge.sysctls}

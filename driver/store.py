@@ -146,6 +146,12 @@ class Store:
         with self.reading() as db:
             return [_decode_network(row[0]) for row in db.execute("SELECT body FROM networks ORDER BY id")]
 
+    def network_on(self, bridge: str) -> Network | None:
+        """The network of a bridge device, or None."""
+        with self.reading() as db:
+            row = db.execute("SELECT body FROM networks WHERE bridge = ?", (bridge,)).fetchone()
+        return _decode_network(row[0]) if row else None
+
     # -- endpoints --------------------------------------------------------------------------
 
     def put_endpoint(self, endpoint: Endpoint) -> None:
@@ -173,6 +179,12 @@ class Store:
         query = "SELECT body FROM endpoints WHERE network_id = coalesce(?, network_id) ORDER BY id"
         with self.reading() as db:
             return [_decode_endpoint(row[0]) for row in db.execute(query, (network_id,))]
+
+    def endpoints_from(self, start: str) -> list[Endpoint]:
+        """The endpoints whose id begins so; ``start`` is not empty."""
+        query = "SELECT body FROM endpoints WHERE id >= ? AND id < ?"
+        with self.reading() as db:
+            return [_decode_endpoint(row[0]) for row in db.execute(query, (start, start + "~"))]
 
     def endpoint_at(self, network_id: str, ip: str) -> Endpoint | None:
         """The endpoint of a network that has this plain address, or None."""

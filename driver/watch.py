@@ -6,10 +6,12 @@ nothing is polled but legacy xtables, which says nothing. A burst is told as one
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import os
 import selectors
 import socket
+import sys
 import threading
 import time
 from collections.abc import Callable
@@ -39,8 +41,8 @@ _TABLE_NAME, _OF_RULE, _OF_CHAIN = 1, 2, 3  # NFTA_*_TABLE, NFTA_RULE_CHAIN, NFT
 _MAKER_PID, _MAKER_NAME = 2, 3  # NFTA_GEN_PROC_PID, NFTA_GEN_PROC_NAME
 
 _ROUTE_GROUPS = (1, 5, 7, 9, 11)  # RTNLGRP_LINK, IPV4_IFADDR, IPV4_ROUTE, IPV6_IFADDR, IPV6_ROUTE
-_LINKS, _ADDRESSES, _ROUTES = (16, 17), (20, 21), (24, 25)  # RTM_NEW*, RTM_DEL*
-_LINK_NAME = 3  # IFLA_IFNAME
+_LINKS, _LOST_ADDRESS, _LOST_ROUTE = (16, 17), 21, 25  # RTM_NEWLINK and RTM_DELLINK, RTM_DELADDR, RTM_DELROUTE
+_LINK_NAME, _OUTPUT = 3, 4  # IFLA_IFNAME, RTA_OIF
 
 
 @dataclass
@@ -48,21 +50,28 @@ class Change:
     """What has changed since the last one.
 
     ``firewall``: a table of ours; ``hook``: FORWARD or DOCKER-USER of another owner, or it is time
-    to look at legacy xtables; ``links``: names of interfaces that came, went or changed;
-    ``addresses`` and ``routes``: some did. ``by`` names the programs that changed nftables.
-    ``lost``: events were lost, anything may have changed.
+    to look at legacy xtables; ``links``: names of interfaces that came, went or changed, or lost an
+    address or a route. ``by`` names the programs that changed nftables. ``lost``: events were lost,
+    anything may have changed.
     """
 
     firewall: bool = False
     hook: bool = False
     links: set[str] = field(default_factory=set)
-    addresses: bool = False
-    routes: bool = False
     by: set[str] = field(default_factory=set)
     lost: bool = False
 
     def __bool__(self) -> bool:
-        return bool(self.firewall or self.hook or self.links or self.addresses or self.routes or self.lost)
+        return bool(self.firewall or self.hook or self.links or self.lost)
+
+    def __or__(self, other: Change) -> Change:
+        return Change(
+            firewall=self.firewall or other.firewall,
+            hook=self.hook or other.hook,
+            links=self.links | other.links,
+            by=self.by | other.by,
+            lost=self.lost or other.lost,
+        )
 
 
 class Watcher:
@@ -192,9 +201,14 @@ class _Generation:
 
 def _note_route(message: Message, change: Change) -> None:
     if message.kind in _LINKS:
-        names = dict(attributes(message.body[16:]))
-        change.links.add(text(names.get(_LINK_NAME, b"")))
-    elif message.kind in _ADDRESSES:
-        change.addresses = True
-    elif message.kind in _ROUTES:
-        change.routes = True
+        change.links.add(text(dict(attributes(message.body[16:])).get(_LINK_NAME, b"")))
+    elif message.kind == _LOST_ADDRESS:  # struct ifaddrmsg has the index itself
+        _note_index(message.body[4:8], change)
+    elif message.kind == _LOST_ROUTE:
+        _note_index(dict(attributes(message.body[12:])).get(_OUTPUT, b""), change)
+
+
+def _note_index(index: bytes, change: Change) -> None:
+    """An interface that is gone by now tells so itself."""
+    with contextlib.suppress(OSError):
+        change.links.add(socket.if_indextoname(int.from_bytes(index, sys.byteorder)))

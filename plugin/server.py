@@ -222,6 +222,7 @@ class _Application(BaseApplication):  # type: ignore[misc]  # gunicorn ships no 
 
             self.driver = Driver(self.settings)
             self.listener.publish()
+            self.driver.watch()
             for line in self.driver.start():
                 log.warning("at start: %s", line)
         except TrestleError as error:

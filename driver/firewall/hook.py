@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from driver.errors import KernelError
+from driver.firewall import xtables
 from driver.firewall.libnftables import Nft, NftError
 from driver.firewall.placement import (
     CHAINS,
@@ -34,11 +35,6 @@ from driver.firewall.placement import (
 from driver.model import Family
 
 _TABLE: dict[Family, str] = {4: "ip filter", 6: "ip6 filter"}
-# Which legacy tables exist; reading it creates none. Per namespace of the calling thread.
-_LEGACY_TABLES: dict[Family, Path] = {
-    4: Path("/proc/thread-self/net/ip_tables_names"),
-    6: Path("/proc/thread-self/net/ip6_tables_names"),
-}
 _CHILD_PATIENCE = 60  # seconds: it may wait for the xtables lock, once for each family
 SIDES = ("auto", "nft", "legacy", "none")
 
@@ -76,6 +72,7 @@ class Hook:
         self._nft = Nft()
         self._lock = threading.Lock()
         self._known: HookState | None = None
+        self._fingerprint = xtables.fingerprint()
 
     def ensure(self) -> HookState:
         """Make the rule stand once, exact, where it belongs, and nowhere else."""
@@ -99,6 +96,11 @@ class Hook:
         if self._known is None:
             self.drift()
         return self._known or HookState("none", "", "not looked for yet")
+
+    def legacy_changed(self) -> bool:
+        """Whether a rule of legacy xtables came or went since this was last asked."""
+        before, self._fingerprint = self._fingerprint, xtables.fingerprint()
+        return before != self._fingerprint and self._setting in ("auto", "legacy")
 
     def remove(self) -> list[str]:
         """Take the rule out wherever it is, on both sides; one line for each that was there."""
@@ -195,7 +197,7 @@ class Hook:
     # --- legacy xtables -----------------------------------------------------------------------------
 
     def _legacy(self, action: str) -> list[_Standing]:
-        families = [family for family, names in _LEGACY_TABLES.items() if _has_filter(names)]
+        families = [family for family in _TABLE if xtables.has_filter(family)]
         if not families:
             return []
         answer = _child(action, self._mark, families)
@@ -220,13 +222,6 @@ def _child(action: str, mark: int, families: list[Family]) -> dict[str, dict[str
         raise KernelError(f"the shared rule in legacy iptables could not be set ({action}): {reason}")
     answer: dict[str, dict[str, str | None]] = json.loads(done.stdout)
     return answer
-
-
-def _has_filter(names: Path) -> bool:
-    try:
-        return "filter" in names.read_text().split()
-    except OSError:
-        return False  # no legacy xtables in this kernel
 
 
 def _declared(name: str, listed: list[dict[str, Any]]) -> dict[str, Any]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ipaddress
 from dataclasses import replace
 
 import pytest
@@ -28,6 +29,7 @@ def right() -> Observed:
     return Observed(
         links={"br-0": link("br-0", "bridge"), "veth0": link("veth0", "veth", master="br-0")},
         addresses={"br-0": frozenset({"10.0.0.1/24", "fd00::1/64", "fe80::1/64"})},
+        routes={"br-0": frozenset({"10.0.0.0/24", "fd00::/64", "fe80::/64"})},
         sysctls={"ipv4/ip_forward": "1"},
     )
 
@@ -40,7 +42,7 @@ class FakeSession:
     """A kernel in a dictionary: it does to an Observed what Session does to Linux."""
 
     def __init__(self, have: Observed) -> None:
-        self.have = Observed(dict(have.links), dict(have.addresses), dict(have.sysctls))
+        self.have = Observed(dict(have.links), dict(have.addresses), dict(have.routes), dict(have.sysctls))
 
     def create_bridge(self, bridge: Bridge) -> bool:
         self.have.links[bridge.name] = link(bridge.name, "bridge", mtu=bridge.mtu)
@@ -67,6 +69,11 @@ class FakeSession:
 
     def add_address(self, name: str, address: str) -> None:
         self.have.addresses[name] = self.have.addresses.get(name, frozenset()) | {address}
+        network = str(ipaddress.ip_interface(address).network)
+        self.have.routes[name] = self.have.routes.get(name, frozenset()) | {network}
+
+    def renew_address(self, name: str, address: str) -> None:
+        self.add_address(name, address)
 
     def set_sysctl(self, path: str, value: str) -> None:
         self.have.sysctls[path] = value
@@ -102,6 +109,12 @@ def test_each_wrong_attribute_is_named(name: str, change: dict[str, object], tex
     have = right()
     have.links[name] = replace(have.links[name], **change)  # type: ignore[arg-type]  # a mixed dictionary
     assert texts(have) == [text]
+
+
+def test_a_missing_route_is_named() -> None:
+    have = right()
+    have.routes["br-0"] = frozenset({"fd00::/64"})
+    assert texts(have) == ["bridge br-0 lacks the route to 10.0.0.0/24"]
 
 
 def test_a_bridge_that_is_not_ours_keeps_its_mtu() -> None:
