@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 TESTS = Path(__file__).parent
-ORDER = ("unit", "netns", "engine")
+ORDER = ("unit", "budget", "netns", "engine")
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:

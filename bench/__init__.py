@@ -1,0 +1,1 @@
+"""What Trestle costs, counted and timed beside Docker's own bridge (script/bench)."""
