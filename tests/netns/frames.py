@@ -71,5 +71,27 @@ def arp_reply(to_mac: str, from_mac: str, sender_mac: str, sender: str, target: 
 def advertisement(to_mac: str, from_mac: str, source: str, target: str, claimed: str, claimed_mac: str) -> bytes:
     """A neighbour advertisement with override: "``claimed`` is at ``claimed_mac``" (RFC 4861 4.4)."""
     body = struct.pack(">I", 0x60000000) + _ip(claimed) + b"\x02\x01" + _hardware(claimed_mac)
-    check = _ipv6_checksum(source, target, 58, b"\x88\0\0\0" + body)
-    return _ethernet(to_mac, from_mac, _IPV6, _ipv6(source, target, 58, b"\x88\0" + struct.pack(">H", check) + body))
+    return _icmpv6(to_mac, from_mac, source, target, 136, body)
+
+
+def solicitation(from_mac: str, wanted: str) -> bytes:
+    """Whether anybody has ``wanted``, asked from :: as duplicate address detection does (RFC 4862 5.4.2)."""
+    group = _ip("ff02::1:ff00:0")[:13] + _ip(wanted)[13:]
+    to_mac = "33:33:" + group[12:].hex(":")
+    return _icmpv6(to_mac, from_mac, "::", str(ip_address(group)), 135, bytes(4) + _ip(wanted))
+
+
+def report(from_mac: str) -> bytes:
+    """A multicast listener report from ::, as before an address is known to be free (RFC 3810 5.2.13)."""
+    record = b"\x04\0\0\0" + _ip("ff02::1:ff12:3456")
+    return _icmpv6("33:33:00:00:00:16", from_mac, "::", "ff02::16", 143, b"\0\0\0\1" + record, alert=True)
+
+
+def _icmpv6(
+    to_mac: str, from_mac: str, source: str, target: str, kind: int, body: bytes, *, alert: bool = False
+) -> bytes:
+    check = _ipv6_checksum(source, target, 58, bytes([kind]) + b"\0\0\0" + body)
+    payload = bytes([kind, 0]) + struct.pack(">H", check) + body
+    if alert:  # in a hop-by-hop header, which stands before
+        return _ethernet(to_mac, from_mac, _IPV6, _ipv6(source, target, 0, b"\x3a\0\x05\x02\0\0\1\0" + payload))
+    return _ethernet(to_mac, from_mac, _IPV6, _ipv6(source, target, 58, payload))

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import contextlib
 import socket
+import time
 
 import pytest
 
 from driver.firewall import Firewall
 from driver.model import Family
-from tests.netns.frames import BROADCAST, advertisement, arp_reply, send, udp
+from tests.netns.frames import BROADCAST, advertisement, arp_reply, report, send, solicitation, udp
 from tests.netns.probes import BRIEF, PATIENCE
 from tests.netns.test_firewall_gate import Listener
 from tests.netns.town import Town, apply, gateway, ip
@@ -17,6 +19,7 @@ from tests.netns.world import Namespace, link_index
 
 both = pytest.mark.parametrize("family", [4, 6])
 guarded_or_not = pytest.mark.parametrize("guarded", [True, False], ids=["guarded", "open"])
+ETH_P_ALL = 3
 LIAR = "02:00:00:00:00:66"
 
 
@@ -149,6 +152,35 @@ def test_an_address_can_be_checked_for_duplicates(town: Town, firewall: Firewall
     eventually(lambda: not (flags(ip("a2", 6)) or 0) & tentative)
     assert not (flags(ip("a2", 6)) or 0) & failed
     assert town.ask(town.host, ip("a2", 6), 80).startswith("a2")
+
+
+def hears(town: Town, name: str, frame: bytes, timeout: float) -> bool:
+    """Whether the host's bridge lets a container's frame in."""
+    with town.host.socket(socket.AF_PACKET, socket.SOCK_RAW, socket.htons(ETH_P_ALL)) as ear:
+        ear.bind(("br-a", ETH_P_ALL))
+        send(town.members[name], frame)
+        deadline = time.monotonic() + timeout
+        while (left := deadline - time.monotonic()) > 0:
+            ear.settimeout(left)
+            with contextlib.suppress(TimeoutError):
+                if ear.recv(2000)[: len(frame)] == frame:
+                    return True
+        return False
+
+
+def test_only_ones_own_address_can_be_checked_for_duplicates(town: Town, firewall: Firewall) -> None:
+    """To ask for another's from :: is to forbid it to him while he asks himself."""
+    apply(firewall, town.rules())
+    mine = town.a2.mac("eth0")
+    assert hears(town, "a2", solicitation(mine, ip("a2", 6)), PATIENCE)
+    assert not hears(town, "a2", solicitation(mine, ip("a1", 6)), BRIEF)
+    firewall.change(remove=town.rules())
+    assert hears(town, "a2", solicitation(mine, ip("a1", 6)), PATIENCE)
+
+
+def test_multicast_groups_can_be_joined_before_there_is_an_address(town: Town, firewall: Firewall) -> None:
+    apply(firewall, town.rules())
+    assert hears(town, "a2", report(town.a2.mac("eth0")), PATIENCE)
 
 
 def test_link_local_addresses_work(town: Town, firewall: Firewall) -> None:
