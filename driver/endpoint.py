@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import hashlib
 import logging
+import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
@@ -30,6 +31,8 @@ from driver.undo import or_undo
 
 log = logging.getLogger(__name__)
 
+# Seconds that a container may take from Join to its start before another may take its addresses and ports.
+START_PATIENCE = 120.0
 ENDPOINT_IFNAME = "com.docker.network.endpoint.ifname"
 
 
@@ -62,6 +65,7 @@ class Endpoints:
         self._flusher = flusher
         self._gate = gate
         self._locks = KeyedLocks()
+        self._joined_at: dict[str, float] = {}
 
     # -- create and delete ------------------------------------------------------------------
 
@@ -120,6 +124,7 @@ class Endpoints:
             network, endpoint = self._known(network_id, endpoint_id)
             joined = msgspec.structs.replace(endpoint, sandbox=sandbox)
             self._store.put_endpoint(joined)
+            self._joined_at[endpoint_id] = time.monotonic()
             or_undo(lambda: self._connect(network, joined), lambda: self._part(network, joined))
         return Join(
             interface=veth_names(endpoint_id)[1],
@@ -267,12 +272,16 @@ class Endpoints:
             self._bury(owner)
 
     def _is_alive(self, endpoint: Endpoint) -> bool:
-        """Whether a container uses it: joined, and the far end of its veth pair is up."""
-        if not endpoint.joined:
+        """Whether a container uses it: its veth pair is there, and the far end has been moved out of here.
+
+        Up to 27, dockerd moves it only when the container starts, a while after Join: until then it is
+        taken to be on its way.
+        """
+        host, peer = veth_names(endpoint.id)
+        if not endpoint.joined or not self._kernel.exists(host):
             return False
-        with self._kernel.session() as session:
-            link = session.link(veth_names(endpoint.id)[0])
-        return link is not None and link.carrier
+        on_its_way = time.monotonic() - self._joined_at.get(endpoint.id, -START_PATIENCE) < START_PATIENCE
+        return on_its_way or not self._kernel.exists(peer)
 
     def _bury(self, endpoint: Endpoint) -> None:
         log.warning("endpoint %s is dead: its container is gone, its addresses and ports are free", endpoint.id[:12])
@@ -284,6 +293,7 @@ class Endpoints:
         """Take an endpoint out of the kernel; its row stays, as before Join."""
         self._reconciler.withdraw(plan_endpoint(network, endpoint))
         self._ports.release(endpoint.id)
+        self._joined_at.pop(endpoint.id, None)
         self._flusher.addresses(ip for ip in map(endpoint.ip, FAMILIES) if ip)
         self._store.put_endpoint(msgspec.structs.replace(endpoint, sandbox=None, request_digest="", bindings=None))
 

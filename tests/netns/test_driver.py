@@ -327,3 +327,26 @@ def test_one_networks_trouble_keeps_no_other_down(host: Libnetwork, state: Path)
     delete(host, "shop0")
     host.driver.repair()
     assert host.driver.check() == []
+
+
+def test_a_container_that_is_only_just_starting_keeps_its_port(host: Libnetwork) -> None:
+    """Up to 27, dockerd moves the interface well after Join: until then its far end is down and still here."""
+    net = host.network("10.70.0.0/24")
+    one, two = host.create("one", net), host.create("two", net)
+    host.driver.endpoints.join(net.id, one.endpoint, "/var/run/docker/netns/not-yet")
+    host.driver.endpoints.publish(net.id, one.endpoint, [port(80, 8080)])
+    host.join(two)
+    with pytest.raises(PortInUse):
+        host.driver.endpoints.publish(net.id, two.endpoint, [port(80, 8080)])
+    assert host.driver.ports.owner_of(6, "0.0.0.0", 8080) == one.endpoint
+
+
+def test_a_container_that_never_started_gives_up_its_port_after_a_restart(host: Libnetwork, state: Path) -> None:
+    net = host.network("10.70.0.0/24")
+    one, two = host.create("one", net), host.create("two", net)
+    host.driver.endpoints.join(net.id, one.endpoint, "/var/run/docker/netns/not-yet")
+    host.driver.endpoints.publish(net.id, one.endpoint, [port(80, 8080)])
+    restart(host, state)
+    host.join(two)
+    host.driver.endpoints.publish(net.id, two.endpoint, [port(80, 8080)])
+    assert host.driver.ports.owner_of(6, "0.0.0.0", 8080) == two.endpoint
