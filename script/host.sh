@@ -107,7 +107,7 @@ start_engine() {
 }
 
 # What dockerd changes on a host and leaves when it stops: one bridge, its rules, forwarding, its folders.
-DOCKER_FILES="/var/lib/docker /etc/docker /run/docker /run/containerd /run/docker.sock"
+DOCKER_FILES="/var/lib/docker /etc/docker /etc/docker/key.json /run/docker /run/containerd /run/docker.sock"
 remember_host() {
     local table file
     [ ! -e "$RUN/files" ] || return 0
