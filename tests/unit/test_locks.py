@@ -28,16 +28,16 @@ def test_different_keys_do_not_wait_for_each_other() -> None:
 def test_the_same_key_waits() -> None:
     locks, inside = KeyedLocks(), threading.Event()
     with locks.hold("a"):
-        thread = threading.Thread(target=lambda: [inside.set() for _ in [0] if _enter(locks)])
+        thread = threading.Thread(target=_enter, args=(locks, inside))
         thread.start()
         assert not inside.wait(BRIEF)
     assert inside.wait(PATIENCE)
     thread.join(PATIENCE)
 
 
-def _enter(locks: KeyedLocks) -> bool:
+def _enter(locks: KeyedLocks, inside: threading.Event) -> None:
     with locks.hold("a"):
-        return True
+        inside.set()
 
 
 def test_a_key_is_forgotten_after_its_last_use() -> None:

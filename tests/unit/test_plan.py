@@ -152,7 +152,8 @@ def test_a_published_run_stays_one_fact() -> None:
 def test_a_routed_network_opens_the_containers_own_ports() -> None:
     binding = PortBinding(proto=6, host_ip="0.0.0.0", host_port=0, container_port=80)
     rules = published(binding, on=network(gateway_mode_ipv4="routed")).rules
-    assert (rules.published, rules.opened) == (frozenset(), {OpenPorts("br-0", 6, "10.0.0.2", 80)})
+    assert not rules.published
+    assert rules.opened == {OpenPorts("br-0", 6, "10.0.0.2", 80)}
 
 
 def test_a_binding_of_a_family_that_the_endpoint_lacks_is_no_rule() -> None:
