@@ -1,7 +1,7 @@
 """The ``trestle`` command: runs the daemon, and asks a running one.
 
 It speaks HTTP over the daemon's Unix socket with the standard library alone, so it answers at once;
-only ``serve`` imports the server. Exit codes: 0 fine, 1 drift found or the daemon refused, 2 wrong
+only ``serve`` and ``teardown`` import more. Exit codes: 0 fine, 1 drift found or the daemon refused, 2 wrong
 usage, 3 no daemon answers.
 """
 
@@ -14,10 +14,11 @@ import os
 import socket
 import sys
 from collections.abc import Sequence
+from contextlib import closing
 from typing import Any
 from urllib.parse import quote
 
-from driver.errors import InvalidRequest
+from driver.errors import InvalidRequest, TrestleError
 from driver.settings import DEFAULT_SOCKET, SETTINGS, from_environment
 from plugin import tables
 from plugin.version import version
@@ -76,8 +77,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
     try:
         code: int = chosen.run(chosen)
         sys.stdout.flush()
-    except (RefusedError, InvalidRequest) as error:
-        return _complain(error, USAGE if isinstance(error, InvalidRequest) else REFUSED)
+    except InvalidRequest as error:
+        return _complain(error, USAGE)
+    except (RefusedError, TrestleError) as error:
+        return _complain(error, REFUSED)
     except UnreachableError as error:
         return _complain(error, UNREACHABLE)
     except BrokenPipeError:
@@ -102,6 +105,10 @@ def _parser() -> argparse.ArgumentParser:
         meaning = f"{setting.meaning} ({setting.allowed}; else {setting.variable})"
         serve.add_argument(setting.flag, dest=setting.field, metavar="VALUE", help=meaning.replace("%", "%%"))
     serve.set_defaults(run=_serve)
+    meaning = "take everything of ours out of the kernel, for uninstalling; the state stays"
+    commands.add_parser("teardown", help=meaning, description=f"With the daemon stopped, {meaning}.").set_defaults(
+        run=_teardown
+    )
     for name, (meaning, run) in _COMMANDS.items():
         command = commands.add_parser(name, help=meaning, description=meaning[0].upper() + meaning[1:] + ".")
         command.add_argument("--json", action="store_true", help="print JSON, for programs")
@@ -117,6 +124,15 @@ def _serve(chosen: argparse.Namespace) -> int:
     from plugin.server import serve
 
     return serve(settings)
+
+
+def _teardown(_: argparse.Namespace) -> int:
+    from driver.daemon import Driver
+
+    # A daemon that runs holds the state directory, and this is refused.
+    with closing(Driver(from_environment(os.environ))) as driver:
+        driver.remove()
+    return FINE
 
 
 def _socket(chosen: argparse.Namespace) -> str:
