@@ -26,7 +26,7 @@ from driver.settings import Settings
 from driver.store import Store
 from driver.watch import Change, Watcher
 
-LEGACY_POLL = 1.0  # seconds: legacy xtables tells nobody of a change
+POLL = 1.0  # seconds: legacy xtables and br_netfilter tell nobody of a change
 
 
 class Driver:
@@ -46,7 +46,8 @@ class Driver:
         self._watcher: Watcher | None = None
         self._gate = Gate()
         self._started = time.time()
-        kernel = Kernel(settings.proc_sys_net)
+        self._kernel = kernel = Kernel(settings.proc_sys_net)
+        self._netfilter = kernel.bridge_netfilter()
         self._reconciler = Reconciler(kernel, self.firewall, self.hook, settings.uplinks, self._plan)
         self.endpoints = Endpoints(self.store, kernel, self._reconciler, self.ports, self.flusher, self._gate)
         self.networks = Networks(self.store, kernel, self._reconciler, self.endpoints, self._gate)
@@ -69,7 +70,7 @@ class Driver:
 
         To be called before ``start``, so that nothing falls between the two.
         """
-        self._watcher = Watcher(self.healer.tell, poll=LEGACY_POLL)
+        self._watcher = Watcher(self.healer.tell, poll=POLL)
 
     def check(self) -> list[str]:
         """One line for each difference between the store and the kernel; changes nothing."""
@@ -127,10 +128,17 @@ class Driver:
             # A verb in progress looks the same from outside: look again when all have ended.
             with self._gate.exclusive():
                 return self._mend() if self._concerns(change.links) else []
-        # An event names a program; without one it is only time to look at legacy xtables.
+        # An event names a program; without one it is only time to look at what tells nobody.
+        if change.hook and not change.by and self._netfilter_changed():
+            return self.repair()
         if change.hook and (change.by or self.hook.legacy_changed()):
             return self._reconciler.mend_hook()
         return []
+
+    def _netfilter_changed(self) -> bool:
+        """Whether br_netfilter was switched since the last look: how bridge ports must be set depends on it."""
+        before, self._netfilter = self._netfilter, self._kernel.bridge_netfilter()
+        return before != self._netfilter
 
     def _concerns(self, links: set[str]) -> bool:
         """Whether one of these links is ours and wrong, or may be an uplink that has come or gone."""

@@ -21,6 +21,7 @@ from driver.flusher import Flusher
 from driver.kernel import Kernel
 from driver.locks import Gate, KeyedLocks
 from driver.model import Endpoint, Family, GatewayMode, Network, PortBinding, PortRequest
+from driver.options import ENDPOINT_IFNAME, interface_prefix
 from driver.plan import FAMILIES, endpoint_mac, gateway_of, plan_endpoint, plan_network, veth_names
 from driver.portmap import opened_ports
 from driver.ports import HostPorts
@@ -33,7 +34,6 @@ log = logging.getLogger(__name__)
 
 # Seconds that a container may take from Join to its start before another may take its addresses and ports.
 START_PATIENCE = 120.0
-ENDPOINT_IFNAME = "com.docker.network.endpoint.ifname"
 
 
 @dataclass(frozen=True, slots=True)
@@ -93,8 +93,7 @@ class Endpoints:
                 mac=read_mac(mac) or endpoint_mac(endpoint_id, address),
                 options={key: value for key, value in options.items() if isinstance(value, str)},
             )
-            if ENDPOINT_IFNAME in endpoint.options:
-                log.warning("%s cannot be set by a remote driver and is ignored", ENDPOINT_IFNAME)
+            _prefix(network, endpoint)
             known = self._store.endpoint(endpoint_id)
             if known is None:
                 self._free_addresses(network, endpoint)
@@ -128,7 +127,7 @@ class Endpoints:
             or_undo(lambda: self._connect(network, joined), lambda: self._part(network, joined))
         return Join(
             interface=veth_names(endpoint_id)[1],
-            prefix=network.options.container_iface_prefix,
+            prefix=_prefix(network, endpoint),
             gateway=gateway_of(network, endpoint.ip(4)),
             gateway6=gateway_of(network, endpoint.ip(6)),
         )
@@ -252,7 +251,7 @@ class Endpoints:
                     session.move(veth_names(endpoint.id)[1], sandbox.fd)
                 # Only the container's gateway endpoint was told to publish (protocol page 2.10).
                 routes = gateways if endpoint.bindings is not None else []
-                sandbox.configure(veth_names(endpoint.id)[1], network.options.container_iface_prefix, addresses, routes)
+                sandbox.configure(veth_names(endpoint.id)[1], _prefix(network, endpoint), addresses, routes)
         except FileNotFoundError:
             self._bury(endpoint)
             return [f"{who} is dead and forgotten: its container is gone"]
@@ -319,6 +318,12 @@ class Endpoints:
         if endpoint is None or endpoint.network_id != network_id:
             raise NotFound(f"endpoint {endpoint_id[:12]!r} is unknown in network {network_id[:12]}")
         return network, endpoint
+
+
+def _prefix(network: Network, endpoint: Endpoint) -> str:
+    """The beginning of the interface's name in the container: the user's for this endpoint, or the network's."""
+    name = endpoint.options.get(ENDPOINT_IFNAME)
+    return interface_prefix(name) if name else network.options.container_iface_prefix
 
 
 def _digest(requests: Sequence[PortRequest]) -> str:

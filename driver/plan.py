@@ -206,11 +206,11 @@ def _port_rules(network: Network, endpoint: Endpoint) -> tuple[frozenset[Publish
         container_ip = endpoint.ip(binding.family)
         if container_ip is None:
             continue
-        if network.options.gateway_mode(binding.family) is GatewayMode.ROUTED:
-            opened.add(
-                OpenPorts(network.bridge, binding.proto, container_ip, binding.container_port, count=binding.count)
-            )
-        else:
+        routed = network.options.gateway_mode(binding.family) is GatewayMode.ROUTED
+        if routed or network.options.trusted_host_interfaces:
+            # To a trusted interface, what is published is open at the container's own address too.
+            opened.add(OpenPorts(network.bridge, binding.proto, container_ip, binding.container_port, binding.count))
+        if not routed:
             published.add(_published(network.bridge, container_ip, binding))
     return frozenset(published), frozenset(opened)
 

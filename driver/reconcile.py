@@ -78,17 +78,18 @@ def _connected(address: str) -> str:
 def _veth(veth: Veth, have: Observed) -> Iterator[Difference]:
     link = have.links.get(veth.name)
     if link is None:
-        yield Difference(f"veth {veth.name} is missing", lambda s: _create_veth(s, veth))
+        yield Difference(f"veth {veth.name} is missing", partial(_create_veth, veth, _isolated(veth, have)))
         return
     yield from _link(link, "veth", veth.mtu)
     if link.master != veth.bridge:
         yield Difference(
             f"veth {veth.name} is not in bridge {veth.bridge}", methodcaller("set_master", veth.name, veth.bridge)
         )
-    if link.isolated != veth.isolated:
+    isolated = _isolated(veth, have)
+    if link.isolated != isolated:
         yield Difference(
-            f"veth {veth.name} is {'not ' if veth.isolated else ''}isolated",
-            methodcaller("set_isolated", veth.name, veth.isolated),
+            f"veth {veth.name} is {'not ' if isolated else ''}isolated",
+            methodcaller("set_isolated", veth.name, isolated),
         )
     if veth.publishes and have.bridge_netfilter and not link.hairpin:
         # With br_netfilter, a call to one's own published port is translated inside the bridge.
@@ -111,9 +112,18 @@ def _refuse(text: str, session: Session) -> None:
     raise KernelError(text)
 
 
-def _create_veth(session: Session, veth: Veth) -> bool:
+def _isolated(veth: Veth, have: Observed) -> bool:
+    """Whether the bridge port must be isolated.
+
+    With br_netfilter the firewall sees bridged frames and does it better: an isolated port would cut off
+    a neighbour's published ports, which are translated inside the bridge.
+    """
+    return veth.isolated and not have.bridge_netfilter
+
+
+def _create_veth(veth: Veth, isolated: bool, session: Session) -> bool:
     created = session.create_veth(veth)
-    if created and veth.isolated:
+    if created and isolated:
         session.set_isolated(veth.name, True)
     return created
 
@@ -143,7 +153,8 @@ class Reconciler:
         if plan.bridges or plan.veths:
             with self._kernel.session() as session:
                 # Seen as absent at first: what is really there answers "exists" and is then compared.
-                for difference in differences(plan, Observed()):
+                absent = Observed(bridge_netfilter=self._kernel.bridge_netfilter())
+                for difference in differences(plan, absent):
                     if difference.mend(session) is False:
                         _mend(session, differences(plan, session.observe_part(plan)))
                         break

@@ -9,6 +9,7 @@ from __future__ import annotations
 import contextlib
 import logging
 import os
+import secrets
 import selectors
 import socket
 import sys
@@ -29,6 +30,7 @@ log = logging.getLogger(__name__)
 
 QUIET = 0.05  # seconds without an event after which a burst is over
 LONGEST = 0.5  # seconds after which it is told although it goes on
+OWN_NAME = "trestle-"
 _BUFFER = 4 << 20  # bytes; a range of shifted ports is ten thousands of events
 _SO_RCVBUFFORCE, _ADD_MEMBERSHIP, _SOL_NETLINK = 33, 1, 270
 
@@ -43,6 +45,15 @@ _MAKER_PID, _MAKER_NAME = 2, 3  # NFTA_GEN_PROC_PID, NFTA_GEN_PROC_NAME
 _ROUTE_GROUPS = (1, 5, 7, 9, 11)  # RTNLGRP_LINK, IPV4_IFADDR, IPV4_ROUTE, IPV6_IFADDR, IPV6_ROUTE
 _LINKS, _LOST_ADDRESS, _LOST_ROUTE = (16, 17), 21, 25  # RTM_NEWLINK and RTM_DELLINK, RTM_DELADDR, RTM_DELROUTE
 _LINK_NAME, _OUTPUT = 3, 4  # IFLA_IFNAME, RTA_OIF
+
+
+def name_threads() -> None:
+    """Give this thread, and those that it starts from now on, a name that no other process has.
+
+    The kernel tells who changed nftables by process id, which means nothing in a process id namespace
+    such as a managed plugin's, and by this name.
+    """
+    Path("/proc/thread-self/comm").write_text(f"{OWN_NAME}{secrets.token_hex(3)}")
 
 
 @dataclass
@@ -177,6 +188,8 @@ class _Generation:
 
     def __init__(self) -> None:
         self.firewall = self.hook = False
+        name = Path("/proc/thread-self/comm").read_text().strip()
+        self._own_name = name if name.startswith(OWN_NAME) else None
 
     def add(self, kind: int, message: Message) -> None:
         """One object of it."""
@@ -192,10 +205,12 @@ class _Generation:
         """It is complete: tell it, unless it was our own."""
         found = dict(attributes(message.body[4:]))
         maker = int.from_bytes(found.get(_MAKER_PID, b""), "big")
-        if (self.firewall or self.hook) and not Path(f"/proc/self/task/{maker}").exists():
+        name = text(found.get(_MAKER_NAME, b""))
+        ours = name == self._own_name or Path(f"/proc/self/task/{maker}").exists()
+        if (self.firewall or self.hook) and not ours:
             change.firewall |= self.firewall
             change.hook |= self.hook
-            change.by.add(text(found.get(_MAKER_NAME, b"")) or str(maker))
+            change.by.add(name or str(maker))
         self.firewall = self.hook = False
 
 

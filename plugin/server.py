@@ -219,7 +219,9 @@ class _Application(BaseApplication):  # type: ignore[misc]  # gunicorn ships no 
         """In the worker: state, socket, kernel, application. A refusal ends the daemon with its sentence."""
         try:
             from driver.daemon import Driver
+            from driver.watch import name_threads
 
+            name_threads()
             self.driver = Driver(self.settings)
             self.listener.publish()
             self.driver.watch()

@@ -311,7 +311,7 @@ def test_check_names_a_link_of_ours_that_belongs_to_nothing_and_repair_removes_i
 
 
 def test_bad_options_are_refused_before_anything_is_made(host: Libnetwork) -> None:
-    with pytest.raises(InvalidRequest, match="driver.mtu=12"):
+    with pytest.raises(InvalidRequest, match=r"driver\.mtu=12"):
         host.network("10.70.0.0/24", driver__mtu="12")
     assert links(host) == {}
 

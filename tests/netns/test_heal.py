@@ -125,6 +125,13 @@ def test_a_port_that_becomes_part_of_an_uplink_bridge_is_noticed(site: Site) -> 
     until("br-lan is an uplink", lambda: "br-lan" in subprocess.run(listed, capture_output=True, text=True).stdout)
 
 
+def test_br_netfilter_switched_on_is_noticed(site: Site) -> None:
+    """Its state is read, not told by the kernel: then a container's own published port needs hairpin mode."""
+    site.world.host.sysctl("bridge/bridge-nf-call-iptables", 1)
+    until("the veth pair is in hairpin mode", lambda: site.driver.healer.mends > 0)
+    assert site.world.probe(site.web.inside, "tcp", World.HOST4, 8080).startswith("web ")
+
+
 def test_our_own_verbs_are_nothing_to_mend(site: Site) -> None:
     libnetwork = Libnetwork(site.driver, site.world)
     libnetwork.stop(libnetwork.run("other", site.net, port(80, 8081), address4="10.70.0.9/24", address6="fd70::9/64"))

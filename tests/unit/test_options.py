@@ -6,7 +6,7 @@ import pytest
 
 from driver.errors import InvalidRequest
 from driver.model import GatewayMode, NetworkOptions
-from driver.options import OPTIONS, read_options
+from driver.options import OPTIONS, interface_prefix, read_options
 
 GENERIC = "com.docker.network.generic"
 BRIDGE = "com.docker.network.bridge."
@@ -101,6 +101,17 @@ def test_isolated_needs_internal(family: int) -> None:
         generic(**{key: "isolated"})
     options = read_options({"com.docker.network.internal": True, GENERIC: {key: "isolated"}})
     assert GatewayMode.ISOLATED in (options.gateway_mode_ipv4, options.gateway_mode_ipv6)
+
+
+@pytest.mark.parametrize(("name", "prefix"), [("lan0", "lan"), ("lan", "lan"), ("eth12", "eth"), ("v4-lan7", "v4-lan")])
+def test_of_an_interface_name_the_beginning_can_be_chosen(name: str, prefix: str) -> None:
+    assert interface_prefix(name) == prefix
+
+
+@pytest.mark.parametrize("name", ["0", "", "a b0", "../x0", "thirteen-long0"])
+def test_an_interface_name_that_is_none_is_refused(name: str) -> None:
+    with pytest.raises(InvalidRequest, match=r"endpoint\.ifname"):
+        interface_prefix(name)
 
 
 def test_every_field_has_one_option_and_every_option_a_field() -> None:

@@ -156,6 +156,13 @@ def test_a_routed_network_opens_the_containers_own_ports() -> None:
     assert rules.opened == {OpenPorts("br-0", 6, "10.0.0.2", 80)}
 
 
+def test_to_a_trusted_interface_the_containers_own_ports_are_open_too() -> None:
+    binding = PortBinding(proto=6, host_ip="0.0.0.0", host_port=8080, container_port=80)
+    rules = published(binding, on=network(trusted_host_interfaces=("eth1",))).rules
+    assert rules.opened == {OpenPorts("br-0", 6, "10.0.0.2", 80)}
+    assert len(rules.published) == 1
+
+
 def test_a_binding_of_a_family_that_the_endpoint_lacks_is_no_rule() -> None:
     binding = PortBinding(proto=6, host_ip="::", host_port=80, container_port=80)
     assert not published(binding, on=network()).rules.published

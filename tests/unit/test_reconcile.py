@@ -111,6 +111,12 @@ def test_each_wrong_attribute_is_named(name: str, change: dict[str, object], tex
     assert texts(have) == [text]
 
 
+def test_with_br_netfilter_the_firewall_isolates_and_the_port_does_not() -> None:
+    want = Plan(bridges={"br-0": BRIDGE}, veths={"veth0": replace(VETH, isolated=True, publishes=True)})
+    assert texts(right(), want) == ["veth veth0 is not isolated"]
+    assert texts(replace(right(), bridge_netfilter=True), want) == ["veth veth0 is not in hairpin mode"]
+
+
 def test_a_missing_route_is_named() -> None:
     have = right()
     have.routes["br-0"] = frozenset({"fd00::/64"})
