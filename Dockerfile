@@ -10,7 +10,8 @@ RUN apt-get update -q \
 RUN install -d -o nobody /opt/trestle /src
 USER nobody
 WORKDIR /src
-ENV HOME=/tmp PIP_NO_CACHE_DIR=1 PIP_NO_COMPILE=1 PIP_DISABLE_PIP_VERSION_CHECK=1
+# pip compiles in a folder of a random name, which must not show in what is compiled.
+ENV HOME=/tmp PIP_NO_CACHE_DIR=1 PIP_NO_COMPILE=1 PIP_DISABLE_PIP_VERSION_CHECK=1 CFLAGS=-g0 LDFLAGS=-Wl,--build-id=none
 COPY requirements/build.txt requirements/runtime.txt requirements/
 RUN python3 -m venv /opt/trestle \
  && /opt/trestle/bin/pip install --require-hashes -r requirements/build.txt \
