@@ -17,7 +17,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from .machine import Machine, NetworkNamespace, run, wait_until
+from .machine import Machine, NetworkNamespace, remove_control_groups, run, wait_until
 
 ROOT = Path(__file__).parents[2]
 IMAGE = "box:local"
@@ -280,10 +280,4 @@ class Engine:
             self.machine.close()
             if self.process is not None:
                 self.process.wait()
-            self._remove_control_groups()
-
-    def _remove_control_groups(self) -> None:
-        for top in Path("/sys/fs/cgroup").glob(f"**/{self.machine.name}"):
-            for group in sorted(top.glob("**/"), reverse=True):
-                with contextlib.suppress(OSError):
-                    group.rmdir()
+            remove_control_groups(self.machine.name)

@@ -53,7 +53,8 @@ exec docker-init -- busybox sleep 2147483647
 """
 
 
-_FOLDERS = "trestle-"
+_PREFIX = "trestle-"
+CONTROL_GROUPS = Path("/sys/fs/cgroup")
 _ALL = ("-m", "-n", "-p", "-i", "-u")  # mount, network, process, IPC and host name
 
 
@@ -133,24 +134,36 @@ def run(*command: str, check: bool = True, **options: Any) -> subprocess.Complet
     return done
 
 
-def _remove_orphans() -> None:
-    """The folders of test runs that were killed; everything else of theirs died with them."""
-    for folder in Path("/var/tmp").glob(f"{_FOLDERS}*"):
-        if not Path(f"/proc/{folder.name.removeprefix(_FOLDERS).partition('-')[0]}").exists():
-            shutil.rmtree(folder, ignore_errors=True)
+def remove_control_groups(name: str) -> None:
+    """Those of a machine that is gone; no namespace hides them and nothing else removes them."""
+    for top in CONTROL_GROUPS.glob(f"**/{name}"):
+        for group in sorted(top.glob("**/"), reverse=True):
+            with contextlib.suppress(OSError):
+                group.rmdir()
+
+
+def remove_orphans() -> None:
+    """Folders and control groups of test runs that were killed; everything else of theirs died with them."""
+    folders, groups = Path("/var/tmp").glob(f"{_PREFIX}*"), CONTROL_GROUPS.glob(f"**/{_PREFIX}*")
+    for name in {path.name for path in (*folders, *groups)}:
+        if not Path(f"/proc/{name.removeprefix(_PREFIX).partition('-')[0]}").exists():
+            remove_control_groups(name)
+            shutil.rmtree(Path("/var/tmp") / name, ignore_errors=True)
 
 
 class Machine:
     """Mount, pid, ipc, uts and network namespaces with an init in them, and a neighbour's network namespace.
 
     ``root`` is its root folder: that of this machine, or of an unpacked system; it is never written to.
-    ``folders`` of this machine are seen in it too, where they are.
+    ``folders`` of this machine are seen in it too, where they are. ``boot`` is the script that becomes process 1.
     """
+
+    boot = _BOOT
 
     def __init__(self, root: Path, folders: Sequence[Path] = ()) -> None:
         # Short, because the sockets' paths go into 108 bytes; on a disk, because overlay does not stack.
-        _remove_orphans()
-        self.base = Path(tempfile.mkdtemp(prefix=f"{_FOLDERS}{os.getpid()}-", dir="/var/tmp"))
+        remove_orphans()
+        self.base = Path(tempfile.mkdtemp(prefix=f"{_PREFIX}{os.getpid()}-", dir="/var/tmp"))
         for folder in ("root", "layer", "run", "docker"):
             (self.base / folder).mkdir()
         self._undo = contextlib.ExitStack()
@@ -175,7 +188,7 @@ class Machine:
                 *unshare,
                 "/bin/sh",
                 "-c",
-                _BOOT,
+                self.boot,
                 "boot",
                 str(root),
                 str(self.base),
