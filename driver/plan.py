@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import hashlib
 import ipaddress
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 
 from driver.firewall.ruleset import EndpointRules, NetworkRules, OpenPorts, PublishedPorts, Ruleset
@@ -201,18 +201,36 @@ def _network_rules(network: Network) -> NetworkRules:
 
 
 def _port_rules(network: Network, endpoint: Endpoint) -> tuple[frozenset[PublishedPorts], frozenset[OpenPorts]]:
-    published, opened = set(), set()
+    """What is translated, and what is open at the container's own address.
+
+    Open are the published ports in mode ``routed``, and for trusted interfaces (protocol page 9.1);
+    of a host address only the family counts there.
+    """
+    published, direct = set(), []
     for binding in endpoint.bindings or ():
         container_ip = endpoint.ip(binding.family)
         if container_ip is None:
             continue
         routed = network.options.gateway_mode(binding.family) is GatewayMode.ROUTED
         if routed or network.options.trusted_host_interfaces:
-            # To a trusted interface, what is published is open at the container's own address too.
-            opened.add(OpenPorts(network.bridge, binding.proto, container_ip, binding.container_port, binding.count))
+            direct.append((binding.proto, container_ip, binding.container_port, binding.count))
         if not routed:
             published.add(_published(network.bridge, container_ip, binding))
-    return frozenset(published), frozenset(opened)
+    return frozenset(published), frozenset(OpenPorts(network.bridge, *run) for run in _joined(direct))
+
+
+def _joined(runs: Iterable[tuple[int, str, int, int]]) -> Iterator[tuple[int, str, int, int]]:
+    """(protocol, address, first port, count) with what overlaps or adjoins in one: a port may be published twice."""
+    held: tuple[int, str, int, int] | None = None
+    for proto, address, first, count in sorted(runs):
+        if held and held[:2] == (proto, address) and first <= held[2] + held[3]:
+            held = (proto, address, held[2], max(held[3], first + count - held[2]))
+            continue
+        if held:
+            yield held
+        held = (proto, address, first, count)
+    if held:
+        yield held
 
 
 def _published(bridge: str, container_ip: str, binding: PortBinding) -> PublishedPorts:

@@ -132,15 +132,22 @@ _ROUTED_CHAINS = """
 	}
 	chain inbound {
 		ct status dnat goto pass
-		meta nfproto ipv4 oifname @unprotected4 goto pass
-		meta nfproto ipv6 oifname @unprotected6 goto pass
-		meta nfproto ipv4 oifname @routed4 goto opened
-		meta nfproto ipv6 oifname @routed6 goto opened
+		meta nfproto ipv4 oifname @unprotected4 goto unprotected
+		meta nfproto ipv6 oifname @unprotected6 goto unprotected
+		meta nfproto ipv4 oifname @routed4 goto routed
+		meta nfproto ipv6 oifname @routed6 goto routed
 		iifname . oifname @trusted goto opened
 		drop
 	}
-	chain opened {
+	chain unprotected {
+		meta iifkind "bridge" iifname != @uplinks drop comment "open to the wire, not to other networks"
+		goto pass
+	}
+	chain routed {
 		meta l4proto { 1, 58 } goto pass
+		goto opened
+	}
+	chain opened {
 		ip daddr . meta l4proto . th dport @open4 goto pass
 		ip daddr . meta l4proto . th dport @openrange4 goto pass
 		ip6 daddr . meta l4proto . th dport @open6 goto pass

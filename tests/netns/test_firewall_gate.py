@@ -127,6 +127,7 @@ def test_a_trusted_interface_reaches_opened_ports_only(town: Town, firewall: Fir
     apply(firewall, town.rules(trusting), opened("a1", family), opened("b1", family))
     assert town.ask(town.lan, ip("a1", family), 80) == f"a1 {LAN[family]}"
     assert town.try_(town.lan, ip("a1", family), 81) == "timeout"
+    assert town.try_(town.lan, ip("a1", family), 0, "icmp") == "timeout"  # as the built-in driver has it
     assert town.try_(town.lan, ip("b1", family), 80) == "timeout"  # b does not trust it
     assert town.ask(town.a1, LAN[family], 80) == f"lan {SEEN[family]}"
 
@@ -184,9 +185,22 @@ def test_our_networks_are_closed_to_each_other(town: Town, firewall: Firewall, f
 
 
 @both
-def test_the_mode_of_the_target_opens_it_to_our_other_networks(town: Town, firewall: Firewall, family: Family) -> None:
+def test_nat_unprotected_is_open_to_the_wire_and_closed_to_other_networks(
+    town: Town, firewall: Firewall, family: Family
+) -> None:
     apply(firewall, town.rules(network("br-b", **mode(family, GatewayMode.NAT_UNPROTECTED))))
+    assert town.ask(town.lan, ip("b1", family), 80) == f"b1 {LAN[family]}"
+    assert town.try_(town.a1, ip("b1", family), 80) == "timeout"
+    assert town.try_(town.d1, ip("b1", family), 80) == "timeout"
+    firewall.change(add=Ruleset(uplinks=frozenset({"dock0"})))
+    assert town.ask(town.d1, ip("b1", family), 80) == f"b1 {ip('d1', family)}"
+
+
+@both
+def test_routed_opens_its_published_ports_to_other_networks_too(town: Town, firewall: Firewall, family: Family) -> None:
+    apply(firewall, town.rules(network("br-b", **mode(family, GatewayMode.ROUTED))), opened("b1", family))
     assert town.ask(town.a1, ip("b1", family), 80) == f"b1 {gateway('br-b', family)}"  # masqueraded as it leaves
+    assert town.try_(town.a1, ip("b1", family), 81) == "timeout"
     assert town.try_(town.b1, ip("a1", family), 80) == "timeout"
 
 

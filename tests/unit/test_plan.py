@@ -163,6 +163,17 @@ def test_to_a_trusted_interface_the_containers_own_ports_are_open_too() -> None:
     assert len(rules.published) == 1
 
 
+def test_ports_published_twice_are_open_once() -> None:
+    runs = [("0.0.0.0", 8000, 80, 6), ("127.0.0.1", 8003, 83, 8), ("0.0.0.0", 9000, 91, 1), ("0.0.0.0", 9100, 100, 1)]
+    bindings = tuple(
+        PortBinding(proto=6, host_ip=host, host_port=port, container_port=first, count=count)
+        for host, port, first, count in runs
+    )
+    end = endpoint(bindings=bindings)
+    rules = plan_endpoint(network(trusted_host_interfaces=("eth1",)), end).rules
+    assert rules.opened == {OpenPorts("br-0", 6, "10.0.0.2", 80, 12), OpenPorts("br-0", 6, "10.0.0.2", 100, 1)}
+
+
 def test_a_binding_of_a_family_that_the_endpoint_lacks_is_no_rule() -> None:
     binding = PortBinding(proto=6, host_ip="::", host_port=80, container_port=80)
     assert not published(binding, on=network()).rules.published
