@@ -62,7 +62,7 @@ class Row:
     """One line of the result: what was done, what each variant took, and how that stands to the goal.
 
     ``ratio`` is ours against what it is compared with, None where there is nothing to compare.
-    ``reached`` is None where the design names no goal.
+    ``reached`` is None where the design names no goal. ``more`` says that more is better.
     """
 
     group: str
@@ -75,6 +75,7 @@ class Row:
     goal: str = ""
     reached: bool | None = None
     note: str = ""
+    more: bool = False
 
     def summary(self) -> dict[str, Any]:
         """For the JSON file."""
@@ -89,6 +90,7 @@ class Row:
             "reached": self.reached,
             "how": self.how,
             "note": self.note,
+            "more_is_better": self.more,
         }
 
 
