@@ -17,8 +17,12 @@ def pytest_addoption(parser: pytest.Parser) -> None:
     )
 
 
-def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Cheap and telling first."""
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    """Cheap and telling first; the long ones only with --full."""
+    if not config.getoption("--full"):
+        long = [item for item in items if item.get_closest_marker("long")]
+        config.hook.pytest_deselected(items=long)
+        items[:] = [item for item in items if item not in long]
 
     def rank(item: pytest.Item) -> int:
         return next((n for n, part in enumerate(ORDER) if TESTS / part in item.path.parents), len(ORDER))
