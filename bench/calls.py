@@ -46,7 +46,7 @@ def _rows(verb: str, series: Series) -> list[Row]:
     ratio, goal = paired(samples["trestle"], samples["floor"]), GOALS.get(verb)
     rows = [
         Row(
-            "calls", verb, "ms", samples, HOW, ratio, against="floor",
+            "calls", verb, "ms", samples, HOW, ratio, against="floor", chart="calls",
             goal=f"p50 ≤ {goal}× its floor" if goal else "", reached=ratio[0] <= goal if goal else None,
         )
     ]  # fmt: skip

@@ -7,7 +7,6 @@ import threading
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
 
 from bench.docker import Docker, Port, engines
 from bench.measure import Row, Sample, Series, paired, progress, quantile
@@ -76,11 +75,13 @@ class Bench:
             Row(
                 "containers", "start, network's share", "ms", started, how, share, against="bridge",
                 goal=goal, reached=share is not None and share[0] <= SHARE,
-                note="" if share else "the built-in's share is lost in the noise: nothing can be said",
+                note=_apart(started) if share else "the built-in's share is lost in the noise: nothing can be said",
             )
         ]  # fmt: skip
-        rows.append(Row("containers", "start", "ms", started, API, _versus(started), against="bridge"))
-        rows.append(Row("containers", "rm -f", "ms", removed, API, _versus(removed), against="bridge"))
+        rows.append(
+            Row("containers", "start", "ms", started, API, _versus(started), BRIDGE, chart="life", aside=(OWN,))
+        )
+        rows.append(Row("containers", "rm -f", "ms", removed, API, _versus(removed), BRIDGE, chart="life"))
         return rows
 
     def published(self, count: int, rounds: int, *, bridge: bool) -> list[Row]:
@@ -97,9 +98,9 @@ class Bench:
             goal, reached = f"≤ {GOALS[count]:g}×", None if versus is None else versus[0] <= GOALS[count]
         return [
             Row("containers", f"start with {count} ports", "ms", started, how, versus, BRIDGE if versus else "",
-                goal, reached),
+                goal, reached, note=_apart(started), chart="ports", x=count, aside=(OWN,)),
             Row("containers", f"rm -f with {count} ports", "ms", removed, how, _versus(removed),
-                BRIDGE if versus else ""),
+                BRIDGE if versus else "", chart="ports-rm", x=count),
         ]  # fmt: skip
 
     def _lives(
@@ -142,8 +143,8 @@ class Bench:
         reached = None if ratio is None or count < 50 else ratio[0] <= AT_ONCE
         goal = f"≤ {AT_ONCE:g}× with 50"
         return [
-            Row("containers", f"{count} started at once", "ms", begin, how, ratio, BRIDGE, goal, reached),
-            Row("containers", f"{count} removed at once", "ms", end, how, _versus(end), BRIDGE),
+            Row("containers", f"{count} started at once", "ms", begin, how, ratio, BRIDGE, goal, reached, chart="life"),
+            Row("containers", f"{count} removed at once", "ms", end, how, _versus(end), BRIDGE, chart="life"),
         ]
 
     def occupied(self, count: int) -> Row:
@@ -183,8 +184,8 @@ class Bench:
                 removed.add(driver, self.docker.timed("DELETE", "/networks/x"))
         made, gone = created.samples(), removed.samples()
         return [
-            Row("containers", "network create", "ms", made, API, _versus(made), BRIDGE),
-            Row("containers", "network rm", "ms", gone, API, _versus(gone), BRIDGE),
+            Row("containers", "network create", "ms", made, API, _versus(made), BRIDGE, chart="life"),
+            Row("containers", "network rm", "ms", gone, API, _versus(gone), BRIDGE, chart="life"),
         ]
 
     def _create_network(self, name: str, driver: str) -> float:
@@ -206,8 +207,8 @@ class Bench:
         docker.request("DELETE", f"/networks/{other}")
         made, gone = joined.samples(), left.samples()
         return [
-            Row("containers", "network connect", "ms", made, API, _versus(made), BRIDGE),
-            Row("containers", "network disconnect", "ms", gone, API, _versus(gone), BRIDGE),
+            Row("containers", "network connect", "ms", made, API, _versus(made), BRIDGE, chart="life"),
+            Row("containers", "network disconnect", "ms", gone, API, _versus(gone), BRIDGE, chart="life"),
         ]
 
     def grown(self, count: int) -> list[Row]:
@@ -259,6 +260,19 @@ def _versus(samples: Mapping[str, Sample]) -> tuple[float, float, float] | None:
     return paired(samples[TRESTLE], samples[BRIDGE]) if BRIDGE in samples else None
 
 
+def _apart(started: Mapping[str, Sample]) -> str:
+    """What of a start is ours, and what would be left of it if our calls took no time at all."""
+    whole, own = started[TRESTLE].median, started[OWN].median
+    note = f"{own:.0f} ms of {whole:.0f} ms are our calls"
+    if BRIDGE in started:
+        note += f"; with calls of no time at all, a start would be {(whole - own) / started[BRIDGE].median:.2f}×"
+    if BRIDGE in started and NONE in started:
+        floor, bridge = started[NONE].median, started[BRIDGE].median
+        if bridge > floor:
+            note += f" and the share {(whole - own - floor) / (bridge - floor):.2f}×"
+    return note
+
+
 def _share(samples: Mapping[str, Sample]) -> tuple[float, float, float] | None:
     """The ratio of what both take beyond `none`, with quartiles of rounds drawn anew (a bootstrap)."""
     rounds = list(zip(*(samples[name].values for name in (TRESTLE, BRIDGE, NONE)), strict=True))
@@ -276,8 +290,7 @@ def _share(samples: Mapping[str, Sample]) -> tuple[float, float, float] | None:
     return value, quantile(ratios, 0.25), quantile(ratios, 0.75)
 
 
-def measure(suite: str, plan: Plan) -> tuple[list[Row], dict[str, Any]]:
-    """All rows, and what engine it was."""
+def measure(suite: str, plan: Plan) -> list[Row]:
+    """All rows."""
     with engines(suite) as (docker, without_proxy):
-        version = docker.request("GET", "/version")
-        return Bench(docker, without_proxy).run(plan), {"engine": version["Version"], "suite": suite}
+        return Bench(docker, without_proxy).run(plan)

@@ -63,6 +63,7 @@ class Row:
 
     ``ratio`` is ours against what it is compared with, None where there is nothing to compare.
     ``reached`` is None where the design names no goal. ``more`` says that more is better.
+    ``chart`` is the picture it belongs to, ``x`` its place there; variants ``aside`` are not drawn.
     """
 
     group: str
@@ -76,6 +77,9 @@ class Row:
     reached: bool | None = None
     note: str = ""
     more: bool = False
+    chart: str = ""
+    x: float | None = None
+    aside: tuple[str, ...] = ()
 
     def summary(self) -> dict[str, Any]:
         """For the JSON file."""

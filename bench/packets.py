@@ -194,6 +194,7 @@ def _rate(what: str, count: int, samples: dict[str, Sample]) -> Row:
     return Row(
         "packets", f"{word}, {count} ports published", "per second", samples, f"one after another {FROM}", ratio,
         against=IPTABLES, goal=f"≥ {RATE:g}×" if goal else "", reached=ratio[0] >= RATE if goal else None, more=True,
+        chart="connections" if what == "connect" else "", x=count,
     )  # fmt: skip
 
 
@@ -227,7 +228,7 @@ def many_networks(counts: Sequence[int], seconds: float, rounds: int, *, every: 
                 Row(
                     "packets", f"established flow, {count} networks there", "µs", samples,
                     f"median of question and answer of a byte by udp, {FROM}", paired(samples[TRESTLE],
-                    samples[IPTABLES]), against=IPTABLES,
+                    samples[IPTABLES]), against=IPTABLES, chart="networks", x=count,
                 )
             )  # fmt: skip
     return rows

@@ -167,4 +167,5 @@ def _judged(name: str, what: str, series: Series, unit: str, how: str, *, more: 
     return Row(
         "paths", f"{name}: {what}", unit, samples, how, ratio, against=BRIDGE,
         goal="≥ 1.0×" if more else "≤ 1.0×", reached=ahead or even, note=note, more=more,
+        chart=what if what in ("throughput", "round trip") else "requests" if what.endswith("requests") else "",
     )  # fmt: skip

@@ -1,0 +1,160 @@
+"""Small SVG charts that need no explanation: lines over a count, and bars side by side.
+
+Everything is drawn on white, so that it can be read wherever it is shown.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from html import escape
+
+WIDTH, LEFT, RIGHT, TOP, BOTTOM = 860, 90, 210, 74, 56
+HEIGHT = 430
+FONT = "font-family='Helvetica, Arial, sans-serif'"
+COLOURS = ["#0b6bcb", "#c2410c", "#7c3aed", "#15803d", "#b45309", "#6b7280"]
+FIXED = {"trestle": COLOURS[0], "bridge": COLOURS[1], "none": "#9ca3af", "host": "#d1d5db", "no container": "#9ca3af"}
+FIXED |= {"floor": "#9ca3af", "bare DNAT": "#9ca3af", "bridge, no proxy": "#f0a37a"}
+
+
+@dataclass(frozen=True)
+class Point:
+    """A median, and the quartiles around it."""
+
+    value: float
+    low: float
+    high: float
+
+
+Curve = Sequence[tuple[float, Point]]
+
+
+def _colour(name: str, number: int) -> str:
+    return FIXED.get(name, COLOURS[(number + 1) % len(COLOURS)])
+
+
+class _Axis:
+    """Where a value goes; logarithmic where values span more than a factor of 20."""
+
+    def __init__(self, values: Sequence[float], start: float, end: float, *, from_zero: bool) -> None:
+        positive = [value for value in values if value > 0] or [1.0]
+        self.log = max(positive) / min(positive) > 20
+        self._start, self._end = start, end
+        if self.log:
+            self._low = 10.0 ** math.floor(math.log10(min(positive)) + 1e-9)
+            self._high = max(positive) * 1.2
+        else:
+            self._low = 0.0 if from_zero else min(positive)
+            self._high = max(positive) * 1.08
+
+    def __call__(self, value: float) -> float:
+        if self.log:
+            value = max(value, self._low)
+            share = math.log(value / self._low) / math.log(self._high / self._low)
+        else:
+            share = (value - self._low) / ((self._high - self._low) or 1)
+        return self._start + share * (self._end - self._start)
+
+    def ticks(self) -> Iterator[float]:
+        """Round numbers."""
+        if self.log:
+            power = self._low
+            while power <= self._high:
+                yield power
+                power *= 10
+            return
+        step = 10 ** math.floor(math.log10((self._high - self._low) or 1))
+        if (self._high - self._low) / step < 3:
+            step /= 2
+        if (self._high - self._low) / step < 3:
+            step /= 2
+        count = math.ceil(self._low / step)
+        while count * step <= self._high:
+            yield count * step
+            count += 1
+
+
+def number(value: float) -> str:
+    """Three significant digits, thousands apart."""
+    if value >= 1000:
+        return f"{value:,.0f}".replace(",", " ")
+    return f"{value:.3g}" if value < 100 else f"{value:.0f}"
+
+
+def _text(x: float, y: float, text: str, *, size: int = 13, anchor: str = "start", fill: str = "#111") -> str:
+    form = f"{FONT} font-size='{size}' text-anchor='{anchor}' fill='{fill}'"
+    return f"<text x='{x:.1f}' y='{y:.1f}' {form}>{escape(text)}</text>"
+
+
+def _frame(title: str, subtitle: str, height: float, body: Sequence[str]) -> str:
+    head = f"<svg xmlns='http://www.w3.org/2000/svg' viewBox='0 0 {WIDTH} {height:.0f}' width='{WIDTH}'>"
+    parts = [head, f"<title>{escape(title)}</title>", "<rect width='100%' height='100%' fill='#fff'/>"]
+    parts += [_text(20, 30, title, size=18), _text(20, 50, subtitle, fill="#555")]
+    return "\n".join([*parts, *body, "</svg>", ""])
+
+
+def lines(title: str, subtitle: str, x_name: str, y_name: str, curves: Mapping[str, Curve]) -> str:
+    """One line for each variant, with a bar from the first to the third quartile at each point."""
+    points = [point for curve in curves.values() for point in curve]
+    across = _Axis([x for x, _ in points], LEFT, WIDTH - RIGHT, from_zero=False)
+    values = [value for _, point in points for value in (point.value, point.low, point.high)]
+    up = _Axis(values, HEIGHT - BOTTOM, TOP, from_zero=True)
+    body = []
+    for tick in up.ticks():
+        y = up(tick)
+        body.append(f"<line x1='{LEFT}' x2='{WIDTH - RIGHT}' y1='{y:.1f}' y2='{y:.1f}' stroke='#e5e7eb'/>")
+        body.append(_text(LEFT - 8, y + 4, number(tick), anchor="end", size=12, fill="#444"))
+    for x in sorted({x for x, _ in points}):
+        body.append(_text(across(x), HEIGHT - BOTTOM + 20, number(x), anchor="middle", size=12, fill="#444"))
+    body.append(_text((LEFT + WIDTH - RIGHT) / 2, HEIGHT - 14, x_name, anchor="middle"))
+    body.append(_text(LEFT - 70, TOP - 10, y_name, fill="#444", size=12))
+    ends: list[tuple[float, str, str]] = []
+    for order, (name, curve) in enumerate(curves.items()):
+        colour = _colour(name, order)
+        path = " ".join(f"{across(x):.1f},{up(point.value):.1f}" for x, point in curve)
+        body.append(f"<polyline points='{path}' fill='none' stroke='{colour}' stroke-width='2.5'/>")
+        for x, point in curve:
+            body.append(
+                f"<line x1='{across(x):.1f}' x2='{across(x):.1f}' y1='{up(point.low):.1f}' y2='{up(point.high):.1f}' "
+                f"stroke='{colour}' stroke-width='6' stroke-opacity='0.3'/>"
+            )
+            body.append(f"<circle cx='{across(x):.1f}' cy='{up(point.value):.1f}' r='3.5' fill='{colour}'/>")
+        ends.append((up(curve[-1][1].value), f"{name}: {number(curve[-1][1].value)}", colour))
+    return _frame(title, subtitle, HEIGHT, [*body, *_labels(ends)])
+
+
+def _labels(ends: list[tuple[float, str, str]]) -> Iterator[str]:
+    """Names at the ends of the lines, moved apart where they would meet."""
+    at = 0.0
+    for y, text, colour in sorted(ends):
+        at = max(y + 4, at + 17)
+        yield _text(WIDTH - RIGHT + 12, at, text, fill=colour)
+
+
+def bars(title: str, subtitle: str, unit: str, groups: Mapping[str, Mapping[str, Point]]) -> str:
+    """One bar for each variant of each group, with its quartiles; names on the left, numbers at the bars."""
+    left, thick, gap = 330, 17, 16
+    values = [value for group in groups.values() for point in group.values() for value in (point.value, point.high)]
+    across = _Axis(values, left, WIDTH - 130, from_zero=True)
+    body, y = [], float(TOP)
+    for name, group in groups.items():
+        middle = y + thick * len(group) / 2 + 5
+        body.append(_text(left - 12, middle, name, anchor="end"))
+        for order, (variant, point) in enumerate(group.items()):
+            colour = _colour(variant, order)
+            end = max(across(point.value), left + 1)
+            body.append(f"<rect x='{left}' y='{y:.1f}' width='{end - left:.1f}' height='{thick - 3}' fill='{colour}'/>")
+            middle = y + thick / 2 - 1.5
+            low, high = across(point.low), across(point.high)
+            body.append(
+                f"<line x1='{low:.1f}' x2='{high:.1f}' y1='{middle:.1f}' y2='{middle:.1f}' stroke='#111' "
+                "stroke-width='1.5' stroke-opacity='0.6'/>"
+            )
+            label = f"{variant}: {number(point.value)} {unit}"
+            body.append(_text(max(end, high) + 6, middle + 4, label, size=11, fill="#333"))
+            y += thick
+        y += gap
+    if across.log:
+        body.append(_text(left, y + 8, "logarithmic scale", size=11, fill="#777"))
+    return _frame(title, subtitle, y + 20, body)

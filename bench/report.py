@@ -1,0 +1,173 @@
+"""From rows to what people read: a JSON file, a page with tables, charts."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from bench import plot
+from bench.measure import Row, Sample
+from bench.plot import Point, number
+
+GROUPS = {
+    "containers": "Containers and networks of a real engine",
+    "packets": "The packet path with many ports and networks",
+    "paths": "Between containers, host and LAN of a real engine",
+    "calls": "Time per call of the daemon",
+    "daemon": "The daemon as a whole",
+}
+
+
+class Chart(NamedTuple):
+    """A picture of all rows that name it: lines where they have an ``x``, else bars."""
+
+    title: str
+    subtitle: str
+    x_name: str = ""
+
+
+CHARTS = {
+    "ports": Chart(
+        "Starting a container that publishes ports", "milliseconds from the request to the answer; less is better",
+        "published ports",
+    ),
+    "ports-rm": Chart(
+        "Removing a container that publishes ports", "milliseconds of docker rm -f; less is better", "published ports"
+    ),
+    "connections": Chart(
+        "New connections while others publish ports", "tcp connections per second through one port; more is better",
+        "ports published on the host",
+    ),
+    "networks": Chart(
+        "A packet's round trip while there are networks", "µs through a published port; less is better",
+        "networks on the host",
+    ),
+    "life": Chart("What a user waits for", "milliseconds, Docker's API; less is better"),
+    "calls": Chart("Time of each call beside its floor", "median, milliseconds; less is better"),
+    "restore": Chart(
+        "From the start of the daemon to its first answer", "milliseconds; less is better", "endpoints to restore"
+    ),
+    "requests": Chart("Workloads that people know", "requests per second; more is better"),
+    "throughput": Chart("Throughput of one tcp connection", "Gbit/s; more is better"),
+    "round trip": Chart("Round trip of one byte", "µs; less is better"),
+}  # fmt: skip
+
+
+def write(folder: Path, about: Mapping[str, Any], rows: Sequence[Row]) -> None:
+    """Everything, into a folder."""
+    folder.mkdir(parents=True, exist_ok=True)
+    content = {"about": about, "rows": [row.summary() for row in rows]}
+    (folder / "results.json").write_text(json.dumps(content, indent=1, ensure_ascii=False) + "\n")
+    drawn = dict(_charts(rows))
+    for old in folder.glob("*.svg"):
+        if old.stem not in drawn:
+            old.unlink()
+    for name, picture in drawn.items():
+        (folder / f"{name}.svg").write_text(picture)
+    (folder / "README.md").write_text("\n".join(_page(about, rows, list(drawn))) + "\n")
+
+
+# -- charts ----------------------------------------------------------------------------------------
+
+
+def _charts(rows: Iterable[Row]) -> Iterator[tuple[str, str]]:
+    by_chart: dict[str, list[Row]] = {}
+    for row in rows:
+        if row.chart:
+            by_chart.setdefault(row.chart, []).append(row)
+    for name, of in by_chart.items():
+        chart = CHARTS[name]
+        if all(row.x is not None for row in of):
+            if len(of) > 1:
+                yield name.replace(" ", "-"), _lines(chart, of)
+        else:
+            groups = {row.work: {v: _point(s) for v, s in row.samples.items() if v not in row.aside} for row in of}
+            yield name.replace(" ", "-"), plot.bars(chart.title, chart.subtitle, of[0].unit, groups)
+
+
+def _lines(chart: Chart, rows: Sequence[Row]) -> str:
+    curves: dict[str, list[tuple[float, Point]]] = {}
+    for row in sorted(rows, key=lambda row: row.x or 0):
+        for variant, sample in row.samples.items():
+            if variant not in row.aside:
+                curves.setdefault(variant, []).append((row.x or 0, _point(sample)))
+    return plot.lines(chart.title, chart.subtitle, chart.x_name, rows[0].unit, curves)
+
+
+def _point(sample: Sample) -> Point:
+    return Point(sample.median, *sample.spread)
+
+
+# -- the page --------------------------------------------------------------------------------------
+
+
+def _page(about: Mapping[str, Any], rows: Sequence[Row], charts: Sequence[str]) -> Iterator[str]:
+    yield "# Benchmarks"
+    yield ""
+    yield f"Written by `script/bench`{' --full' if about['mode'] == 'full' else ''}; do not edit."
+    yield ""
+    yield "Ratios are what counts: variants were measured in turn, in one run, on one machine. After each median"
+    yield "stand the quartiles: half of all measurements lie between them."
+    yield ""
+    for name, value in about.items():
+        yield f"- {name}: {value}"
+    yield ""
+    yield from _goals(rows)
+    for name in charts:
+        yield f"![{CHARTS[name.replace('-', ' ') if name not in CHARTS else name].title}]({name}.svg)"
+        yield ""
+    for group, title in GROUPS.items():
+        members = [row for row in rows if row.group == group]
+        if members:
+            yield from _table(title, members)
+
+
+def _goals(rows: Sequence[Row]) -> Iterator[str]:
+    """Every goal of the design, and where it stands."""
+    judged = [row for row in rows if row.reached is not None]
+    yield "## Goals"
+    yield ""
+    yield f"{sum(bool(row.reached) for row in judged)} of {len(judged)} are reached in this run."
+    yield ""
+    yield "| work | goal | measured | |"
+    yield "|---|---|---|---|"
+    for row in judged:
+        measured = f"{_ratio(row)} of {row.against}" if row.ratio else _of(row, next(iter(row.samples)))
+        detail = f"; {row.note}" if row.note else ""
+        yield f"| {row.work} | {row.goal} | {measured}{detail} | {'reached' if row.reached else '**not reached**'} |"
+    yield ""
+
+
+def _table(title: str, rows: Sequence[Row]) -> Iterator[str]:
+    yield f"## {title}"
+    yield ""
+    yield "| work | measured | ratio | how |"
+    yield "|---|---|---|---|"
+    notes: list[str] = []
+    for row in rows:
+        if row.how not in notes:
+            notes.append(row.how)
+        measured = "<br>".join(f"{name}: {_of(row, name)}" for name in row.samples)
+        ratio = f"{_ratio(row)} of {row.against}" if row.ratio else ""
+        detail = f"<br>{row.note}" if row.note else ""
+        yield f"| {row.work} | {measured} | {ratio}{detail} | {notes.index(row.how) + 1} |"
+    yield ""
+    for order, note in enumerate(notes, 1):
+        yield f"{order}. {note}"
+    yield ""
+
+
+def _of(row: Row, name: str) -> str:
+    sample = row.samples[name]
+    low, high = sample.spread
+    if len(sample.values) == 1:
+        return f"{number(sample.median)} {row.unit} (once)"
+    return f"{number(sample.median)} {row.unit} ({number(low)} to {number(high)}, n={len(sample.values)})"
+
+
+def _ratio(row: Row) -> str:
+    assert row.ratio is not None
+    value, low, high = row.ratio
+    return f"{value:.2f}×" if low == high else f"{value:.2f}× ({low:.2f} to {high:.2f})"
