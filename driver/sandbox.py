@@ -7,11 +7,13 @@ dockerd had. A managed plugin does not see Docker's namespaces and then cannot.
 
 from __future__ import annotations
 
+import contextlib
 import ctypes
 import errno
 import os
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 from typing import Any, TypeVar
 
 from pyroute2 import IPRoute
@@ -76,6 +78,8 @@ def _configure(ip: Any, peer: str, prefix: str, addresses: Sequence[str], gatewa
     index = links[peer]
     try:
         ip.link("set", index=index, ifname=name)
+        if any(":" in address for address in addresses):
+            _allow_ipv6(name)
         for address in addresses:
             plain, _, length = address.partition("/")
             flags = {"flags": IFA_F_NODAD} if ":" in plain else {}
@@ -85,6 +89,12 @@ def _configure(ip: Any, peer: str, prefix: str, addresses: Sequence[str], gatewa
             _default_route(ip, index, gateway)
     except NetlinkError as error:
         raise KernelError(f"cannot set up {name} in a container: {os.strerror(error.code)}") from error
+
+
+def _allow_ipv6(name: str) -> None:
+    """dockerd turns IPv6 off in a sandbox, and on again for each interface that has an address of it."""
+    with contextlib.suppress(OSError):  # read-only, or a kernel without: then the address says so
+        Path(f"/proc/sys/net/ipv6/conf/{name}/disable_ipv6").write_text("0")
 
 
 def _default_route(ip: Any, index: int, gateway: str) -> None:
