@@ -17,7 +17,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from .machine import Machine, NetworkNamespace, remove_control_groups, run, wait_until
+from .machine import Machine, NetworkNamespace, remove_control_groups, run, unseen, wait_until
 
 ROOT = Path(__file__).parents[2]
 IMAGE = "box:local"
@@ -173,9 +173,8 @@ class Engine:
         self.suite = suite
         inside = suite == "host"
         # What the daemon inside needs of this machine, where it is not on the root file system.
-        folders = (ROOT, Path(sys.prefix), Path(sys.base_prefix)) if inside else ()
-        elsewhere = [folder for folder in folders if folder.stat().st_dev != Path("/").stat().st_dev]
-        self.machine = Machine(SUITES[suite], elsewhere)
+        folders = unseen(ROOT, Path(sys.prefix), Path(sys.base_prefix)) if inside else ()
+        self.machine = Machine(SUITES[suite], folders)
         self.log = self.machine.base / "dockerd.log"
         self.process: subprocess.Popen[bytes] | None = None
         self.options: tuple[str, ...] = ()

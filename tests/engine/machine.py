@@ -53,6 +53,8 @@ exec docker-init -- busybox sleep 2147483647
 """
 
 
+# Where the machine has file systems of its own, which hide what this machine has there.
+_OWN_MOUNTS = tuple(map(Path, ("/tmp", "/run", "/var/run", "/var/lib/docker")))
 _PREFIX = "trestle-"
 CONTROL_GROUPS = Path("/sys/fs/cgroup")
 _ALL = ("-m", "-n", "-p", "-i", "-u")  # mount, network, process, IPC and host name
@@ -149,6 +151,16 @@ def remove_orphans() -> None:
         if not Path(f"/proc/{name.removeprefix(_PREFIX).partition('-')[0]}").exists():
             remove_control_groups(name)
             shutil.rmtree(Path("/var/tmp") / name, ignore_errors=True)
+
+
+def unseen(*folders: Path) -> list[Path]:
+    """Those of the folders that a machine over this one's root file system would not see by itself."""
+    root = Path("/").stat().st_dev
+    return [
+        folder
+        for folder in folders
+        if folder.stat().st_dev != root or any(folder.is_relative_to(own) for own in _OWN_MOUNTS)
+    ]
 
 
 class Machine:

@@ -12,15 +12,13 @@ import pytest
 
 from .engine import ROOT
 from .lab import fetch
-from .machine import HOST4, Machine
+from .machine import HOST4, Machine, unseen
 
 
 @pytest.fixture
 def fresh() -> Iterator[Machine]:
     """A machine on which nothing runs; its root is this machine's, written to in memory only."""
-    folders = (ROOT, Path(sys.prefix), Path(sys.base_prefix))
-    root = Path("/").stat().st_dev
-    machine = Machine(Path("/"), [folder for folder in folders if folder.stat().st_dev != root])
+    machine = Machine(Path("/"), unseen(ROOT, Path(sys.prefix), Path(sys.base_prefix)))
     try:
         yield machine
     finally:
