@@ -123,11 +123,16 @@ class Session:
 
     def uplink_mtu(self) -> int | None:
         """The MTU of the interface that holds the default route (IPv4 first), or None."""
+        found = self.uplink()
+        return found[1] if found else None
+
+    def uplink(self) -> tuple[str, int] | None:
+        """The interface that holds the default route (IPv4 first) and its MTU, or None."""
         for family in (socket.AF_INET, socket.AF_INET6):
             for route in self._dump(lambda family=family: self._ipr.get_default_routes(family=family)):
                 index = route.get_attr("RTA_OIF")
                 for message in self._ipr.link("get", index=index) if index else ():
-                    return int(message.get_attr("IFLA_MTU"))
+                    return str(message.get_attr("IFLA_IFNAME")), int(message.get_attr("IFLA_MTU"))
         return None
 
     def _dump(self, dump: Any) -> list[Any]:

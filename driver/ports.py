@@ -37,6 +37,7 @@ class HostPorts:
         self._lock = threading.Lock()
         self._table = PortTable()
         self._sockets: dict[str, HeldPorts] = {}
+        self._lost: dict[str, tuple[PortBinding, ...]] = {}
         self._latest: dict[int, int] = {}
         self._floor = descriptor_floor()
         self._ipv6 = has_ipv6()
@@ -91,13 +92,17 @@ class HostPorts:
                 lost += covered
                 continue
             lost += _hold_run(sockets, run)
+        told = coalesce(lost)
         with self._lock:
             self._sockets[owner] = sockets
-        return list(coalesce(lost))
+            if told:
+                self._lost[owner] = told
+        return list(told)
 
     def release(self, owner: str) -> None:
         """Let go of everything that an owner has; nothing is fine."""
         with self._lock:
+            self._lost.pop(owner, None)
             sockets = self._sockets.pop(owner, None)
         if sockets is not None:
             self._drop(owner, sockets)
@@ -114,6 +119,12 @@ class HostPorts:
         with self._lock:
             taken = self._table.clash(proto, host_ip, host_port, host_port)
         return taken.owner if taken else None
+
+    @property
+    def lost(self) -> dict[str, tuple[PortBinding, ...]]:
+        """What ``hold`` could not hold, by owner: another program had it."""
+        with self._lock:
+            return dict(self._lost)
 
     @property
     def held(self) -> int:

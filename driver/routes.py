@@ -6,7 +6,8 @@ import ipaddress
 import socket
 import struct
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from contextlib import suppress
 
 from pyroute2 import IPRoute
 from pyroute2.netlink.exceptions import NetlinkError
@@ -31,19 +32,33 @@ def host_routes() -> set[str]:
 
     Every table: VPN clients and policy routing keep theirs outside the main one.
     """
+    return {prefix for prefix, _ in _routes(lambda kind: kind not in _NOWHERE)}
+
+
+def routes_by_interface() -> set[tuple[str, str]]:
+    """(prefix, interface) of the host's routes to other machines, in every table, default routes left out.
+
+    Raises KernelError.
+    """
+    found = set()
+    for prefix, index in _routes(lambda kind: kind == _UNICAST):
+        with suppress(OSError):  # the interface is gone by now
+            found.add((prefix, socket.if_indextoname(index)))
+    return found
+
+
+def _routes(wanted: Callable[[int], bool]) -> list[tuple[str, int]]:
+    """Prefix and interface index (0: none, or several) of the routes of the types that are wanted."""
     try:
         with IPRoute() as ip:
-            return set(_prefixes(ip))
+            return [
+                (f"{route.get('dst')}/{length}", route.get("oif") or 0)
+                for family in (socket.AF_INET, socket.AF_INET6)
+                for route in ip.route("dump", family=family)
+                if (length := route["dst_len"]) > _LONGEST_DEFAULT and wanted(route["type"])
+            ]
     except (OSError, NetlinkError) as error:
         raise KernelError(f"cannot read the host's routes: {error}") from error
-
-
-def _prefixes(ip: IPRoute) -> Iterator[str]:
-    for family in (socket.AF_INET, socket.AF_INET6):
-        for route in ip.route("dump", family=family):
-            length = route["dst_len"]
-            if length > _LONGEST_DEFAULT and route["type"] not in _NOWHERE:
-                yield f"{route.get('dst')}/{length}"
 
 
 def connected_routes() -> set[tuple[int, str]]:
