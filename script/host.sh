@@ -4,7 +4,7 @@
 # $RUN lives as long as the machine runs, as they do; a file there notes each thing that was done. Sourced by script/up.
 RUN=/run/trestle-up
 STATE=/var/lib/trestle
-UNIT=/etc/systemd/system/trestle.service
+UNITS=/etc/systemd/system
 unset DOCKER_HOST DOCKER_CONTEXT # this machine's engine is meant
 kept=
 
@@ -60,12 +60,14 @@ start_daemon() {
     fi
     [ -e $STATE ] || note state
     if has_systemd; then
-        say "up: trestle as a service (systemd unit trestle.service)"
-        [ -e $UNIT ] || note unit
-        sed "s|^ExecStart=.*|ExecStart=$PWD/.venv/bin/trestle serve|" packaging/trestle.service >$UNIT
+        say "up: trestle as a service (systemd units trestle.socket, trestle.service)"
+        [ -e $UNITS/trestle.service ] || note units
+        # From this clone, which may be in a home folder or in /tmp.
+        sed "s|^ExecStart=.*|ExecStart=$PWD/.venv/bin/trestle serve|; /^ProtectHome=/d; /^PrivateTmp=/d" packaging/trestle.service >$UNITS/trestle.service
+        cp packaging/trestle.socket $UNITS/trestle.socket
         systemctl daemon-reload
         note daemon
-        systemctl enable --quiet --now trestle.service || fail "up: trestle did not start; see $(daemon_log)."
+        systemctl enable --quiet --now trestle.socket trestle.service || fail "up: trestle did not start; see $(daemon_log)."
     else
         say "up: trestle as a background process (log: $RUN/trestle.log)"
         note daemon
@@ -81,8 +83,8 @@ stop_daemon() {
     [ "$networks" = 0 ] || keep "$networks network(s) of yours in $STATE"
     say "down: trestle"
     if has_systemd; then
-        systemctl disable --quiet --now trestle.service 2>/dev/null || true
-        if noted unit; then rm -f $UNIT && systemctl daemon-reload; fi
+        systemctl disable --quiet --now trestle.socket trestle.service 2>/dev/null || true
+        if noted units; then rm -f $UNITS/trestle.service $UNITS/trestle.socket && systemctl daemon-reload; fi
     else
         end trestle serve
     fi
@@ -97,6 +99,7 @@ start_engine() {
     if has_systemd; then
         say "up: Docker (systemd unit docker.service)"
         note engine
+        systemctl is-active --quiet containerd.service || note containerd
         systemctl start docker.service || fail "up: Docker did not start; see journalctl -u docker."
     else
         say "up: dockerd as a background process (log: $RUN/dockerd.log)"
@@ -129,15 +132,15 @@ stop_engine() {
     say "down: Docker"
     if has_systemd; then
         systemctl stop docker.socket docker.service 2>/dev/null || true
+        if noted containerd; then systemctl stop containerd.service 2>/dev/null || true; fi
     else
         end dockerd dockerd
     fi
 }
 
-# After a dockerd that was a process of ours; what systemd started leaves what it always leaves.
 forget_engine() {
     local file
-    noted engine && ! has_systemd || return 0
+    noted engine || return 0
     if noted docker0; then ip link del docker0 2>/dev/null || true; fi
     forget_rules iptables
     forget_rules ip6tables
