@@ -92,7 +92,7 @@ def _configure(ip: Any, peer: str, prefix: str, addresses: Sequence[str], gatewa
 
 
 def _allow_ipv6(name: str) -> None:
-    """dockerd turns IPv6 off in a sandbox, and on again for each interface that has an address of it."""
+    """In a sandbox dockerd turns IPv6 off, and on again for each interface that has an address of it."""
     with contextlib.suppress(OSError):  # read-only, or a kernel without: then the address says so
         Path(f"/proc/sys/net/ipv6/conf/{name}/disable_ipv6").write_text("0")
 
