@@ -8,24 +8,27 @@ from __future__ import annotations
 
 import ipaddress
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from driver.errors import Conflict, InvalidRequest
 from driver.model import Family, Network, Subnet
 from driver.plan import subnet_of
 
+# Address spaces of IPAMs that are known to refuse overlap: Docker's default one, and ours.
+SPACES = frozenset({"LocalDefault", "GlobalDefault", "trestle", "trestle-global"})
 IDENTIFIER = re.compile(r"[0-9a-z]{12,64}")
 MAC_ADDRESS = re.compile(r"[0-9a-f]{2}(:[0-9a-f]{2}){5}")
 
 
 @dataclass(frozen=True, slots=True)
 class PoolData:
-    """One element of IPv4Data or IPv6Data as text: pool, gateway with prefix length, aux addresses."""
+    """One element of IPv4Data or IPv6Data as text: pool, gateway with prefix length, aux addresses, address space."""
 
     pool: str
     gateway: str | None
     aux: Mapping[str, str]
+    space: str = ""
 
 
 def check_id(what: str, value: str) -> None:
@@ -48,7 +51,7 @@ def read_subnet(data: PoolData, family: Family) -> Subnet | None:
     if data.gateway:
         gateway = f"{_member(pool, 'gateway', data.gateway)}/{pool.prefixlen}"
     aux = {name: _member(pool, f"aux address {name}", text) for name, text in data.aux.items()}
-    return Subnet(pool=str(pool), gateway=gateway, aux=aux)
+    return Subnet(pool=str(pool), gateway=gateway, aux=aux, space=data.space)
 
 
 def _member(pool: ipaddress.IPv4Network | ipaddress.IPv6Network, what: str, text: str) -> str:
@@ -97,6 +100,19 @@ def refuse_clash(network: Network, other: Network) -> None:
                 raise Conflict(
                     f"subnet {mine.pool} overlaps {theirs.pool} of trestle network {other.id[:12]}; choose another one"
                 )
+
+
+def supersede(new: Sequence[Subnet], old: Sequence[Subnet]) -> bool:
+    """Whether the subnets of a new network prove that another one is gone.
+
+    Docker's own IPAM and ours never give overlapping pools of one address space to two networks, and a
+    network that is deleted while nobody listens is deleted all the same (protocol page 3.11).
+    """
+    return any(
+        mine.space == theirs.space in SPACES and mine.family == theirs.family and _overlap(mine.pool, theirs.pool)
+        for mine in new
+        for theirs in old
+    )
 
 
 def _overlap(a: str, b: str) -> bool:

@@ -8,7 +8,7 @@ from __future__ import annotations
 import time
 
 from driver import routes
-from driver.endpoint import Endpoints
+from driver.endpoint import Endpoints, idle_line
 from driver.errors import KernelError
 from driver.firewall import Firewall
 from driver.firewall.hook import Hook
@@ -18,7 +18,7 @@ from driver.heal import Healer
 from driver.ipam import Ipam
 from driver.kernel import Kernel
 from driver.locks import Gate
-from driver.network import Networks
+from driver.network import Networks, unfinished_line
 from driver.plan import Plan, endpoint_start, plan_all, plan_endpoint, plan_network
 from driver.ports import HostPorts
 from driver.reconcile import Reconciler
@@ -51,7 +51,15 @@ class Driver:
         self._reconciler = Reconciler(kernel, self.firewall, self.hook, settings.uplinks, self._plan)
         self.endpoints = Endpoints(self.store, kernel, self._reconciler, self.ports, self.flusher, self._gate)
         self.networks = Networks(self.store, kernel, self._reconciler, self.endpoints, self._gate)
-        self.ipam = Ipam(self.store, routes.host_routes, settings.pools4, settings.pools6, settings.exclude)
+        self.ipam = Ipam(
+            self.store,
+            routes.host_routes,
+            settings.pools4,
+            settings.pools6,
+            settings.exclude,
+            released=self.endpoints.address_released,
+            pool_released=self.networks.pool_released,
+        )
 
     def start(self) -> list[str]:
         """Rebuild the kernel from the store; one line for each thing mended. Before the first answer.
@@ -75,7 +83,9 @@ class Driver:
     def check(self) -> list[str]:
         """One line for each difference between the store and the kernel; changes nothing."""
         with self._gate.exclusive():
-            return self._reconciler.drift(self._plan())
+            dead = [unfinished_line(network) for network in self.networks.unfinished()]
+            dead += [idle_line(endpoint) for endpoint in self.endpoints.idle()]
+            return dead + self._reconciler.drift(self._plan())
 
     def repair(self) -> list[str]:
         """What ``check`` names, mended; one line for each."""
@@ -115,9 +125,10 @@ class Driver:
         }
 
     def _mend(self) -> list[str]:
+        lines = self.networks.finish() + self.endpoints.forget_idle()
         # Bridges come first, so that a lost veth pair has a place to go back to.
-        bridges = self._reconciler.mend_bridges(self._plan())
-        lines = bridges + self.endpoints.restore_links() + self._reconciler.converge(self._plan())
+        lines += self._reconciler.mend_bridges(self._plan())
+        lines += self.endpoints.restore_links() + self._reconciler.converge(self._plan())
         return lines + self.ipam.collect()
 
     def _heal(self, change: Change) -> list[str]:

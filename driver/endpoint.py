@@ -10,7 +10,7 @@ from __future__ import annotations
 import hashlib
 import logging
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
 import msgspec
@@ -34,6 +34,9 @@ log = logging.getLogger(__name__)
 
 # Seconds that a container may take from Join to its start before another may take its addresses and ports.
 START_PATIENCE = 120.0
+# Seconds that an endpoint may be without a sandbox: Join follows CreateEndpoint, and DeleteEndpoint follows Leave,
+# within milliseconds, unless a call was lost.
+IDLE_PATIENCE = 60.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -57,6 +60,7 @@ class Endpoints:
         ports: HostPorts,
         flusher: Flusher,
         gate: Gate,
+        clock: Callable[[], float] = time.time,
     ) -> None:
         self._store = store
         self._kernel = kernel
@@ -64,6 +68,7 @@ class Endpoints:
         self._ports = ports
         self._flusher = flusher
         self._gate = gate
+        self._clock = clock
         self._locks = KeyedLocks()
         self._joined_at: dict[str, float] = {}
 
@@ -92,6 +97,7 @@ class Endpoints:
                 address6=read_address(network, address6, 6),
                 mac=read_mac(mac) or endpoint_mac(endpoint_id, address),
                 options={key: value for key, value in options.items() if isinstance(value, str)},
+                since=self._clock(),
             )
             _prefix(network, endpoint)
             known = self._store.endpoint(endpoint_id)
@@ -136,6 +142,11 @@ class Endpoints:
         if not self._kernel.exists(network.bridge):
             log.warning("bridge %s was gone and is made again", network.bridge)
             self._reconciler.apply(plan_network(network))
+        host, peer = veth_names(endpoint.id)
+        if self._kernel.exists(host) and not self._kernel.exists(peer):
+            # Whoever joins will move the far end, so that one that was moved before is of no use.
+            with self._kernel.session() as session:
+                session.delete_link(host)
         self._reconciler.apply(plan_endpoint(network, endpoint))
 
     def leave(self, network_id: str, endpoint_id: str) -> None:
@@ -260,6 +271,31 @@ class Endpoints:
             return []  # the comparison that follows names it again
         return [f"{who} has its veth pair again"]
 
+    def idle(self) -> list[Endpoint]:
+        """Endpoints that have had no sandbox for too long: a call about them was lost, and they are dead."""
+        latest = self._clock() - IDLE_PATIENCE
+        return [e for e in self._store.endpoints() if not e.joined and e.since < latest]
+
+    def forget_idle(self) -> list[str]:
+        """Forget them; one line for each. The caller holds the gate exclusively."""
+        found = self.idle()
+        for endpoint in found:
+            self._store.drop_endpoint(endpoint.id)
+        return [idle_line(endpoint) for endpoint in found]
+
+    def any_alive(self, network_id: str) -> bool:
+        """Whether a container lives on a network."""
+        return any(map(self._is_alive, self._store.endpoints(network_id)))
+
+    def address_released(self, pool: str, ip: str) -> None:
+        """Dockerd gave an address back, so the endpoint that has it is dead: its DeleteEndpoint was lost."""
+        for network in self._store.networks():
+            owner = self._store.endpoint_at(network.id, ip)
+            if owner and any(subnet.pool == pool for subnet in network.subnets):
+                with self._gate.shared(), self._locks.hold(owner.id):
+                    if self._store.endpoint(owner.id) == owner and not self._is_alive(owner):
+                        self._bury(owner)
+
     def _free_addresses(self, network: Network, endpoint: Endpoint) -> None:
         """An address that comes again proves its old owner dead (protocol page 0.3, rule 6), unless it lives."""
         for ip in filter(None, map(endpoint.ip, FAMILIES)):
@@ -294,7 +330,9 @@ class Endpoints:
         self._ports.release(endpoint.id)
         self._joined_at.pop(endpoint.id, None)
         self._flusher.addresses(ip for ip in map(endpoint.ip, FAMILIES) if ip)
-        self._store.put_endpoint(msgspec.structs.replace(endpoint, sandbox=None, request_digest="", bindings=None))
+        self._store.put_endpoint(
+            msgspec.structs.replace(endpoint, sandbox=None, request_digest="", bindings=None, since=self._clock())
+        )
 
     def _remove(self, network: Network, endpoint: Endpoint) -> None:
         if endpoint.joined or endpoint.bindings is not None:
@@ -324,6 +362,11 @@ def _prefix(network: Network, endpoint: Endpoint) -> str:
     """The beginning of the interface's name in the container: the user's for this endpoint, or the network's."""
     name = endpoint.options.get(ENDPOINT_IFNAME)
     return interface_prefix(name) if name else network.options.container_iface_prefix
+
+
+def idle_line(endpoint: Endpoint) -> str:
+    """An endpoint that nobody will join or delete, for people."""
+    return f"endpoint {endpoint.id[:12]} has no sandbox, and nobody deletes it: a call of dockerd's was lost"
 
 
 def _digest(requests: Sequence[PortRequest]) -> str:

@@ -74,7 +74,9 @@ class Ipam:
 
     ``routes`` gives the prefixes that the host routes. ``living`` tells whether a living endpoint
     has an address of a pool (by prefix): such an address is not released. By default an endpoint
-    lives while the store has it. It is called without any lock held.
+    lives while the store has it. ``released`` is told beforehand of an address (with its pool) that
+    dockerd gives back, ``pool_released`` afterwards of a pool (with its space): who still has it is
+    dead. All are called without any lock held.
     """
 
     SPACES = ("trestle", "trestle-global")
@@ -88,6 +90,8 @@ class Ipam:
         exclude: Sequence[str],
         *,
         living: Callable[[str, str], bool] | None = None,
+        released: Callable[[str, str], object] = lambda pool, address: None,
+        pool_released: Callable[[str, str], object] = lambda space, pool: None,
         clock: Callable[[], float] = time.time,
     ) -> None:
         self._store = store
@@ -96,7 +100,11 @@ class Ipam:
         self._blocks6 = [parse_block(text) for text in pools6]
         self._exclude = [parse_prefix(text, "excluded prefix") for text in exclude]
         self._living = living or self._has_endpoint
+        self._released = released
+        self._pool_released = pool_released
         self._clock = clock
+        self._began = clock()
+        self._given: dict[str, float] = {}
 
     # -- pools ------------------------------------------------------------------------------
 
@@ -125,7 +133,11 @@ class Ipam:
     def release_pool(self, pool_id: str) -> None:
         """Give a pool back, with all its leases; an unknown one is fine."""
         with self._store.transaction() as db:
+            pool = read_pool(db, pool_id)
             db.execute("DELETE FROM pools WHERE id = ?", (pool_id,))
+        self._given.pop(pool_id, None)
+        if pool is not None:
+            self._pool_released(pool.space, str(pool.prefix))
 
     def _choose_pool(self, space: str, *, v6: bool) -> Pool:
         taken = [ipaddress.ip_network(route, strict=False) for route in self._routes()] + self._exclude
@@ -154,10 +166,23 @@ class Ipam:
     def _refuse_overlap(self, db: sqlite3.Connection, space: str, wanted: Prefix) -> None:
         for row in read_pools(db):
             if row.space == space and row.prefix.version == wanted.version and row.prefix.overlaps(wanted):
+                if self._is_unclaimed(db, row):
+                    log.warning("pool %s is dropped: no network ever had it, its RequestPool broke off", row.prefix)
+                    db.execute("DELETE FROM pools WHERE id = ?", (row.id,))
+                    continue
                 raise Conflict(
                     f"subnet {wanted} overlaps {row.prefix}, a pool that trestle has given to another network; "
                     "choose another subnet, or remove that network first"
                 )
+
+    def _is_unclaimed(self, db: sqlite3.Connection, pool: PoolRow) -> bool:
+        """Whether a pool is left of a RequestPool that was never answered, or of a ReleasePool that was lost.
+
+        dockerd asks for the gateway at once, so a pool without any lease that we did not give out just
+        now, and that none of our networks has, is most likely nobody's.
+        """
+        young = self._clock() - self._given.get(pool.id, -GRACE) < GRACE
+        return not young and not Leases(db, pool).count_held() and str(pool.prefix) not in self._uses()
 
     # -- addresses --------------------------------------------------------------------------
 
@@ -204,6 +229,7 @@ class Ipam:
             pool = read_pool(db, pool_id)
         if pool is None or known not in pool.prefix:
             return
+        self._released(str(pool.prefix), str(known))
         if self._living(str(pool.prefix), str(known)):
             log.warning("address %s is not released: a living endpoint has it", known)
             return
@@ -286,7 +312,11 @@ class Ipam:
         with self._store.reading() as db:
             pool = read_pool(db, pool_id)
             lease = Leases(db, pool).find(int(address)) if pool and address in pool.prefix else None
-        if pool and lease and lease.held and self._is_abandoned(self._uses(), pool, lease, GRACE):
+        if pool is None or lease is None or not lease.held:
+            return None
+        # Asked for again by value, one from before this daemon need not be waited for: its answer was lost.
+        older_than = GRACE if lease.since >= self._began else 0.0
+        if self._is_abandoned(self._uses(), pool, lease, older_than):
             return lease
         return None
 
@@ -304,10 +334,10 @@ class Ipam:
             return False
         return self._store.endpoint_at(use.network.id, address) is None and not self._living(prefix, address)
 
-    @staticmethod
-    def _insert(db: sqlite3.Connection, space: str, prefix: Prefix, subrange: Prefix | None) -> Pool:
+    def _insert(self, db: sqlite3.Connection, space: str, prefix: Prefix, subrange: Prefix | None) -> Pool:
         pool = Pool(f"{space}/{prefix}", str(prefix))
         insert_pool(db, pool.id, space, prefix, subrange)
+        self._given[pool.id] = self._clock()
         return pool
 
 

@@ -34,11 +34,13 @@ class Subnet(Value, frozen=True):
 
     ``gateway`` is the bridge's address with its prefix length, or None where the network has none
     (null IPAM, isolated, point-to-point). ``aux`` maps the user's names to plain addresses.
+    ``space`` is the address space of the IPAM that gave the pool, "" where it is not known.
     """
 
     pool: str
     gateway: str | None = None
     aux: dict[str, str] = {}
+    space: str = ""
 
     @property
     def family(self) -> Family:
@@ -75,7 +77,8 @@ class Network(Value, frozen=True):
     """A network as Docker created it.
 
     ``bridge`` is the device; ``owns_bridge`` says that we made it. ``kept_addresses`` were on an
-    existing bridge before us and stay there when the network goes.
+    existing bridge before us and stay there when the network goes. ``unfinished`` is set from the
+    beginning to the end of its creation and of its removal: found in between, it is nobody's.
     """
 
     id: str
@@ -85,6 +88,7 @@ class Network(Value, frozen=True):
     subnets: tuple[Subnet, ...]
     options: NetworkOptions
     kept_addresses: tuple[str, ...] = ()
+    unfinished: bool = False
 
     def of_family(self, family: Family) -> tuple[Subnet, ...]:
         """The subnets of one family, in the order in which the user gave them."""
@@ -130,7 +134,8 @@ class Endpoint(Value, frozen=True):
     ``address4`` and ``address6`` carry the prefix length. ``sandbox`` is Docker's SandboxKey from
     Join on, None before and after. ``bindings`` is None until Docker makes this endpoint the
     gateway of its container (ProgramExternalConnectivity), then what is published, maybe nothing;
-    ``request_digest`` tells whether the same is asked again.
+    ``request_digest`` tells whether the same is asked again. ``since`` is when it was created, or
+    left its sandbox, in seconds since 1970.
     """
 
     id: str
@@ -142,6 +147,7 @@ class Endpoint(Value, frozen=True):
     sandbox: str | None = None
     request_digest: str = ""
     bindings: tuple[PortBinding, ...] | None = None
+    since: float = 0.0
 
     @property
     def joined(self) -> bool:

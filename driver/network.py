@@ -8,11 +8,14 @@ its row, and reports the first cause. Every verb may come twice, late, or for so
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Mapping, Sequence
 
-from driver.checks import PoolData, check_id, read_subnet, refuse_clash
+import msgspec
+
+from driver.checks import PoolData, check_id, read_subnet, refuse_clash, supersede
 from driver.endpoint import Endpoints
-from driver.errors import Conflict
+from driver.errors import Conflict, KernelError
 from driver.kernel import Kernel
 from driver.locks import Gate, KeyedLocks
 from driver.model import GatewayMode, Network, NetworkOptions, Subnet
@@ -21,6 +24,8 @@ from driver.plan import bridge_name, plan_network
 from driver.reconcile import Reconciler
 from driver.store import Store
 from driver.undo import or_undo
+
+log = logging.getLogger(__name__)
 
 DEFAULT_MTU = 1500
 
@@ -55,22 +60,71 @@ class Networks:
             if known is not None:
                 if (known.options, known.subnets) != (parsed, subnets):
                     raise Conflict(f"network {network_id[:12]} exists with other options; remove it first")
-                self._reconciler.apply(plan_network(known))
+                self._make(known)
                 return
+            self._bury_superseded(subnets)
             network = self._new(network_id, parsed, subnets)
             with self._store.transaction():
                 for other in self._store.networks():
                     refuse_clash(network, other)
                 self._store.put_network(network)
-            or_undo(lambda: self._reconciler.apply(plan_network(network)), lambda: self._remove(network))
+            or_undo(lambda: self._make(network), lambda: self._remove(network))
 
     def delete_network(self, network_id: str) -> None:
         """Remove a network and whatever is left of its endpoints; an unknown one is fine."""
         with self._gate.shared(), self._locks.hold(network_id):
             network = self._store.network(network_id)
             if network is not None:
-                self._endpoints.remove_all(network)
-                self._remove(network)
+                self._delete(network)
+
+    def pool_released(self, space: str, pool: str) -> None:
+        """Dockerd gave a pool back: the network that has it is being deleted, or could not be made.
+
+        After a CreateNetwork whose answer was lost, no DeleteNetwork comes (protocol page 2.3).
+        """
+        for network in self._store.networks():
+            if any((s.space, s.pool) == (space, pool) for s in network.subnets):
+                with self._gate.shared(), self._locks.hold(network.id):
+                    self._bury(network)
+
+    def unfinished(self) -> list[Network]:
+        """Networks whose creation or removal broke off. Nobody has them: dockerd repeats neither."""
+        return [network for network in self._store.networks() if network.unfinished]
+
+    def finish(self) -> list[str]:
+        """Remove what is unfinished; one line for each. The caller holds the gate exclusively."""
+        lines = []
+        for network in self.unfinished():
+            try:
+                self._delete(network)
+            except KernelError as error:
+                log.error("network %s cannot be removed: %s", network.id[:12], error)
+            else:
+                lines.append(unfinished_line(network))
+        return lines
+
+    def _make(self, network: Network) -> None:
+        self._reconciler.apply(plan_network(network))
+        if network.unfinished:
+            self._store.put_network(msgspec.structs.replace(network, unfinished=False))
+
+    def _delete(self, network: Network) -> None:
+        self._store.put_network(msgspec.structs.replace(network, unfinished=True))
+        self._endpoints.remove_all(network)
+        self._remove(network)
+
+    def _bury_superseded(self, subnets: Sequence[Subnet]) -> None:
+        for other in self._store.networks():
+            # One that is being made or removed has a thread of its own, which may wait for us.
+            if not other.unfinished and supersede(subnets, other.subnets):
+                with self._locks.hold(other.id):
+                    self._bury(other)
+
+    def _bury(self, network: Network) -> None:
+        """Delete a network that Docker has no more, unless a container lives on it."""
+        if self._store.network(network.id) and not self._endpoints.any_alive(network.id):
+            log.warning("network %s is dead: its subnet was given back or to another network", network.id[:12])
+            self._delete(network)
 
     def _new(self, network_id: str, options: NetworkOptions, subnets: tuple[Subnet, ...]) -> Network:
         """The network with what the host decides: device, ownership, MTU."""
@@ -89,6 +143,7 @@ class Networks:
             subnets=subnets,
             options=options,
             kept_addresses=tuple(sorted(kept)),
+            unfinished=True,
         )
 
     def _remove(self, network: Network) -> None:
@@ -100,3 +155,8 @@ class Networks:
                     session.delete_address(network.bridge, address)
         self._store.drop_network(network.id)
         self._reconciler.tidy()
+
+
+def unfinished_line(network: Network) -> str:
+    """A network that nobody has, for people."""
+    return f"network {network.id[:12]} is half made or half removed, and nobody has it"

@@ -59,10 +59,11 @@ class PoolEntry(Request):
     pool: str = ""
     gateway: str | None = None
     aux_addresses: dict[str, str] | None = None
+    address_space: str | None = None
 
     def data(self) -> PoolData:
         """What the driver takes."""
-        return PoolData(pool=self.pool, gateway=self.gateway or None, aux=self.aux_addresses or {})
+        return PoolData(self.pool, self.gateway or None, self.aux_addresses or {}, self.address_space or "")
 
 
 class CreateNetwork(

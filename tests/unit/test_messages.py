@@ -50,7 +50,9 @@ def test_recorded_pools_arrive_whole(call: Call) -> None:
     request = decode(messages.CreateNetwork, call.raw)
     assert request.options == call.body["Options"]
     for got, sent in zip(request.pools(), (call.body["IPv4Data"], call.body["IPv6Data"]), strict=True):
-        assert got == [PoolData(d["Pool"], d.get("Gateway"), d.get("AuxAddresses", {})) for d in sent]
+        assert got == [
+            PoolData(d["Pool"], d.get("Gateway"), d.get("AuxAddresses", {}), d["AddressSpace"]) for d in sent
+        ]
 
 
 @pytest.mark.parametrize(
