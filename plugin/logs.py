@@ -91,3 +91,5 @@ def configure(level: str, form: str) -> None:
     root = logging.getLogger()
     root.handlers = [handler]
     root.setLevel(level.upper())
+    # At debug level it tells every byte of netlink.
+    logging.getLogger("pyroute2").setLevel(logging.WARNING)
