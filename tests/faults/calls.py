@@ -102,7 +102,10 @@ class Life:
 
     def network_goes(self) -> list[Call]:
         """``docker network rm``."""
-        return [*self.pools_go(), self._call("gone", "NetworkDriver.DeleteNetwork", lambda: {"NetworkID": self.network})]
+        return [
+            *self.pools_go(),
+            self._call("gone", "NetworkDriver.DeleteNetwork", lambda: {"NetworkID": self.network}),
+        ]
 
     def pools_go(self) -> list[Call]:
         """Addresses and pools are given back, after a network or in place of it."""

@@ -14,12 +14,12 @@ PATIENCE = 60  # seconds; a child that hangs is ended by SIGALRM
 FAILED = 1
 
 
-class ChildFailed(AssertionError):
+class ChildError(AssertionError):
     """The child raised; the text is its traceback."""
 
 
 def in_child(work: Callable[[Callable[[Any], None]], None]) -> tuple[int, list[Any]]:
-    """Run ``work(tell)`` in a child. Returns its exit status and what it told; raises ChildFailed if it raised."""
+    """Run ``work(tell)`` in a child. Returns its exit status and what it told; raises ChildError if it raised."""
     reading, writing = os.pipe()
     with warnings.catch_warnings():
         # Python 3.12 warns of forks beside threads; the threads of a test's world are idle and hold no lock.
@@ -32,7 +32,7 @@ def in_child(work: Callable[[Callable[[Any], None]], None]) -> tuple[int, list[A
         told = list(_unpickled(pipe))
     status = os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1])
     if status == FAILED:
-        raise ChildFailed(told[-1])
+        raise ChildError(told[-1])
     return status, told
 
 

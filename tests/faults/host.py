@@ -72,10 +72,8 @@ class Host:
         assert self.links() == expected
         assert bool(self.tables()) == bool(networks)
         assert self.rules() == (1 if networks else 0)
-        published = {
-            (b.proto, b.host_port + n) for e in endpoints for b in e.bindings or () if b.host_port for n in range(b.count)
-        }
-        assert self.closed_ports() == published & set(PORTS)
+        runs = [b for e in endpoints for b in e.bindings or () if b.host_port]
+        assert self.closed_ports() == {(b.proto, b.host_port + n) for b in runs for n in range(b.count)} & set(PORTS)
 
     def is_bare(self) -> None:
         """Nothing of ours is left: no link, no rule, no port, no row."""
@@ -100,7 +98,7 @@ class Host:
         return self.rows() | {"networks": store.networks(), "endpoints": store.endpoints()}
 
     def links(self) -> set[str]:
-        """Links that bear our mark; of a veth pair the end that is our port. """
+        """Links that bear our mark; of a veth pair the end that is our port."""
         with IPRoute() as ip:
             found = [link for link in ip.get_links() if link.get_attr("IFLA_GROUP") == LINK_GROUP]
         return {link.get_attr("IFLA_IFNAME") for link in found}

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 
 from pyroute2 import IPRoute
@@ -10,7 +10,6 @@ from pyroute2 import IPRoute
 from driver.kernel import LINK_GROUP
 from tests.faults.calls import OTHERS, Call, Life, perform
 from tests.faults.host import Host
-
 
 ADMINS = "br-admin"
 
@@ -29,9 +28,9 @@ class Scene:
 
     name: str
     life: Life
-    before: list[Call | Act]
+    before: Sequence[Call | Act]
     faulty: Call | Act
-    after: list[Call]
+    after: Sequence[Call]
     makes: bool = False
     others: list[Life] = field(default_factory=list)
     on_bridge: bool = False  # of the administrator's
@@ -70,7 +69,8 @@ def _wipe(host: Host) -> None:
 def _delete_links(kind: str = "") -> None:
     with IPRoute() as ip:
         for link in ip.get_links():
-            if link.get_attr("IFLA_GROUP") == LINK_GROUP and kind in (link.get_nested("IFLA_LINKINFO", "IFLA_INFO_KIND"), ""):
+            its_kind = link.get_nested("IFLA_LINKINFO", "IFLA_INFO_KIND")
+            if link.get_attr("IFLA_GROUP") == LINK_GROUP and kind in (its_kind, ""):
                 ip.link("del", index=link["index"])
 
 
@@ -142,13 +142,13 @@ def _after_the_dead(sandbox: str) -> Iterator[Scene]:
         heir = replace(dead, container=2, sandbox=sandbox, answers={})
         comes = heir.container_comes()
         number = [call.label for call in comes].index(label)
-        before = [*dead.comes(), KILL, *comes[:number]]
-        yield Scene(f"{comes[number].verb} after a dead one", heir, before, comes[number], [*comes[number + 1 :], *heir.goes()], True)
+        before: list[Call | Act] = [*dead.comes(), KILL, *comes[:number]]
+        after = [*comes[number + 1 :], *heir.goes()]
+        yield Scene(f"{comes[number].verb} after a dead one", heir, before, comes[number], after, True)
     life = Life(sandbox, ipam=False)
-    comes = life.container_comes()
-    yield Scene(
-        "Join without the bridge", life, [*life.network_comes(), comes[0], NO_BRIDGE], comes[1], [comes[2], *life.goes()], True
-    )
+    create, join, publish = life.container_comes()
+    before = [*life.network_comes(), create, NO_BRIDGE]
+    yield Scene("Join without the bridge", life, before, join, [publish, *life.goes()], True)
 
 
 def _beside_another(sandbox: str) -> Iterator[Scene]:

@@ -110,7 +110,7 @@ class Steps:
                 steps.step("sql script", lambda: sqlite3.OperationalError("database or disk is full"))
                 return super().executescript(script)
 
-        sqlite3.connect = functools.partial(sqlite3.connect, factory=Traced)
+        _put(sqlite3, "connect", functools.partial(sqlite3.connect, factory=Traced))
 
     def _netlink(self) -> None:
         send, make = NetlinkRequest.send, IPRoute.__init__
@@ -126,8 +126,8 @@ class Steps:
             self.step("netlink socket", lambda: OSError(errno.EMFILE, os.strerror(errno.EMFILE)), effect=False)
             make(ipr, *arguments, **named)
 
-        NetlinkRequest.send = traced
-        IPRoute.__init__ = opened
+        _put(NetlinkRequest, "send", traced)
+        _put(IPRoute, "__init__", opened)
 
     def _firewall(self) -> None:
         call = Nft._call
@@ -138,7 +138,7 @@ class Steps:
             self.step(f"nft {'run' if change else 'list'}", lambda: NftError(reason), effect=change)
             return call(nft, text, flags)
 
-        Nft._call = traced  # type: ignore[method-assign]  # that is what this is for
+        _put(Nft, "_call", traced)
 
     def _files(self) -> None:
         write = Path.write_text
@@ -148,7 +148,7 @@ class Steps:
                 self.step("sysctl write", lambda: OSError(errno.EROFS, os.strerror(errno.EROFS)))
             return write(path, text, *arguments, **named)
 
-        Path.write_text = traced  # type: ignore[method-assign]  # that is what this is for
+        _put(Path, "write_text", traced)
 
     def _sockets(self) -> None:
         bind, make, close = socket.socket.bind, sockets._socket, sockets.HeldPorts.close
@@ -166,9 +166,13 @@ class Steps:
             self.step("port close", None)
             close(held)
 
-        socket.socket.bind = bound  # type: ignore[method-assign, assignment]  # that is what this is for
-        sockets._socket = made
-        sockets.HeldPorts.close = closed  # type: ignore[method-assign]  # that is what this is for
+        _put(socket.socket, "bind", bound)
+        _put(sockets, "_socket", made)
+        _put(sockets.HeldPorts, "close", closed)
+
+
+def _put(where: object, name: str, replacement: object) -> None:
+    setattr(where, name, replacement)
 
 
 def _kind(name: str) -> str:
