@@ -5,8 +5,8 @@ from __future__ import annotations
 import contextlib
 import subprocess
 import sys
+import tempfile
 from pathlib import Path
-from typing import Any
 
 from tests.engine.engine import IMAGE, ROOT, image_tar
 from tests.engine.machine import Machine, NetworkNamespace, run, wait_until
@@ -47,8 +47,8 @@ mount --bind $base/docker var/lib/docker
 mount -t tmpfs tmpfs tmp
 for folder; do mkdir -p .$folder; mount --bind $folder .$folder; done
 mkdir -p run/systemd/system etc/docker; rm -rf etc/systemd/system/*.wants usr/sbin/policy-rc.d
-for unit in systemd-sysctl systemd-modules-load systemd-remount-fs systemd-update-utmp systemd-journal-flush systemd-binfmt; do
-    ln -sf /dev/null run/systemd/system/$unit.service
+for unit in sysctl modules-load remount-fs update-utmp journal-flush binfmt; do
+    ln -sf /dev/null run/systemd/system/systemd-$unit.service
 done
 for unit in sys-kernel-debug.mount sys-kernel-tracing.mount sys-fs-fuse-connections.mount dev-hugepages.mount; do
     ln -sf /dev/null run/systemd/system/$unit
@@ -57,7 +57,8 @@ echo "{\"exec-opts\": [\"native.cgroupdriver=cgroupfs\"], \"features\": {}}" >et
 pivot_root . old; umount -l /old; mount --make-rshared /
 hostname $name
 : >/run/booted
-exec env -i container=namespaces PATH=/usr/sbin:/usr/bin:/sbin:/bin /lib/systemd/systemd --system --unit=basic.target --log-target=console --show-status=0
+exec env -i container=namespaces PATH=/usr/sbin:/usr/bin:/sbin:/bin \
+    /lib/systemd/systemd --system --unit=basic.target --log-target=console --show-status=0
 ' sh "$@"
 """
 
@@ -131,7 +132,21 @@ def remove_control_groups(name: str) -> None:
                 group.rmdir()
 
 
-def package(version: str, **options: Any) -> Path:
+def package(version: str) -> Path:
     """dist/trestle_VERSION...deb, built by script/package."""
-    done = run("env", f"TRESTLE_VERSION={version}", str(ROOT / "script/package"), timeout=300, **options)
-    return ROOT / done.stdout.splitlines()[-1].split()[1]
+    command = ("env", f"TRESTLE_VERSION={version}", "SOURCE_DATE_EPOCH=1700000000", str(ROOT / "script/package"))
+    return ROOT / run(*command, timeout=300).stdout.splitlines()[-1].split()[1]
+
+
+def next_version(deb: Path) -> Path:
+    """The same package as 0.1.1: all that differs is what it says of itself."""
+    with tempfile.TemporaryDirectory() as folder:
+        run("dpkg-deb", "--raw-extract", str(deb), folder)
+        for path in (
+            *Path(folder).glob("opt/trestle/lib/*/site-packages/trestle-*/METADATA"),
+            Path(folder) / "DEBIAN/control",
+        ):
+            path.write_text(path.read_text().replace("Version: 0.1.0", "Version: 0.1.1"))
+        target = deb.with_name(deb.name.replace("0.1.0", "0.1.1"))
+        run("dpkg-deb", "--root-owner-group", "-Zgzip", "--build", folder, str(target))
+    return target

@@ -5,6 +5,7 @@ from __future__ import annotations
 import socket
 import threading
 import time
+from collections.abc import Callable
 from typing import Self
 
 from tests.engine.machine import NetworkNamespace
@@ -48,20 +49,18 @@ class Stream:
             thread.join()
         self._old.close()
 
-    def _run(self, ask: object) -> None:
-        assert callable(ask)
+    def _run(self, ask: Callable[[], None]) -> None:
         self.place.call(lambda: self._every_interval(ask))
 
-    def _every_interval(self, ask: object) -> None:
-        assert callable(ask)
-        last = time.monotonic()
+    def _every_interval(self, ask: Callable[[], None]) -> None:
+        last, name = time.monotonic(), ask.__name__.strip("_")
         while not self._stop.wait(INTERVAL):
             begun = time.monotonic()
             fault = ""
             try:
                 ask()
             except OSError as error:
-                fault = f"{ask.__name__}: {error or type(error).__name__}"
+                fault = f"{name}: {error or type(error).__name__}"
             with self._lock:
                 self.sent += 1
                 self.gap = max(self.gap, begun - last)
