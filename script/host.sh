@@ -62,8 +62,9 @@ start_daemon() {
     if has_systemd; then
         say "up: trestle as a service (systemd units trestle.socket, trestle.service)"
         [ -e $UNITS/trestle.service ] || note units
-        # From this clone, which may be in a home folder or in /tmp.
-        sed "s|^ExecStart=.*|ExecStart=$PWD/.venv/bin/trestle serve|; /^ProtectHome=/d; /^PrivateTmp=/d" packaging/trestle.service >$UNITS/trestle.service
+        # From this clone, which may be in a home folder that only its owner reads, or in /tmp.
+        sed "s|^ExecStart=.*|ExecStart=$PWD/.venv/bin/trestle serve|; /^ProtectHome=/d; /^PrivateTmp=/d
+            s|^CapabilityBoundingSet=.*|& CAP_DAC_READ_SEARCH|" packaging/trestle.service >$UNITS/trestle.service
         cp packaging/trestle.socket $UNITS/trestle.socket
         systemctl daemon-reload
         note daemon
