@@ -143,8 +143,19 @@ class Bench:
         reached = None if ratio is None or count < 50 else ratio[0] <= AT_ONCE
         goal = f"≤ {AT_ONCE:g}× with 50"
         return [
-            Row("containers", f"{count} started at once", "ms", begin, how, ratio, BRIDGE, goal, reached, chart="life"),
-            Row("containers", f"{count} removed at once", "ms", end, how, _versus(end), BRIDGE, chart="life"),
+            Row(
+                "containers",
+                f"{count} started at once",
+                "ms",
+                begin,
+                how,
+                ratio,
+                BRIDGE,
+                goal,
+                reached,
+                chart="at-once",
+            ),
+            Row("containers", f"{count} removed at once", "ms", end, how, _versus(end), BRIDGE, chart="at-once"),
         ]
 
     def occupied(self, count: int) -> Row:

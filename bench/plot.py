@@ -37,15 +37,15 @@ def _colour(name: str, number: int) -> str:
 class _Axis:
     """Where a value goes; logarithmic where values span more than a factor of 20."""
 
-    def __init__(self, values: Sequence[float], start: float, end: float, *, from_zero: bool) -> None:
+    def __init__(self, values: Sequence[float], start: float, end: float, *, log: bool | None = None) -> None:
         positive = [value for value in values if value > 0] or [1.0]
-        self.log = max(positive) / min(positive) > 20
+        self.log = max(positive) / min(positive) > 20 if log is None else log
         self._start, self._end = start, end
         if self.log:
             self._low = 10.0 ** math.floor(math.log10(min(positive)) + 1e-9)
             self._high = max(positive) * 1.2
         else:
-            self._low = 0.0 if from_zero else min(positive)
+            self._low = 0.0
             self._high = max(positive) * 1.08
 
     def __call__(self, value: float) -> float:
@@ -94,12 +94,12 @@ def _frame(title: str, subtitle: str, height: float, body: Sequence[str]) -> str
     return "\n".join([*parts, *body, "</svg>", ""])
 
 
-def lines(title: str, subtitle: str, x_name: str, y_name: str, curves: Mapping[str, Curve]) -> str:
+def lines(title: str, subtitle: str, x_name: str, curves: Mapping[str, Curve]) -> str:
     """One line for each variant, with a bar from the first to the third quartile at each point."""
     points = [point for curve in curves.values() for point in curve]
-    across = _Axis([x for x, _ in points], LEFT, WIDTH - RIGHT, from_zero=False)
+    across = _Axis([x for x, _ in points], LEFT, WIDTH - RIGHT)
     values = [value for _, point in points for value in (point.value, point.low, point.high)]
-    up = _Axis(values, HEIGHT - BOTTOM, TOP, from_zero=True)
+    up = _Axis(values, HEIGHT - BOTTOM, TOP)
     body = []
     for tick in up.ticks():
         y = up(tick)
@@ -108,7 +108,7 @@ def lines(title: str, subtitle: str, x_name: str, y_name: str, curves: Mapping[s
     for x in sorted({x for x, _ in points}):
         body.append(_text(across(x), HEIGHT - BOTTOM + 20, number(x), anchor="middle", size=12, fill="#444"))
     body.append(_text((LEFT + WIDTH - RIGHT) / 2, HEIGHT - 14, x_name, anchor="middle"))
-    body.append(_text(LEFT - 70, TOP - 10, y_name, fill="#444", size=12))
+    farthest = max(x for x, _ in points)
     ends: list[tuple[float, str, str]] = []
     for order, (name, curve) in enumerate(curves.items()):
         colour = _colour(name, order)
@@ -120,7 +120,9 @@ def lines(title: str, subtitle: str, x_name: str, y_name: str, curves: Mapping[s
                 f"stroke='{colour}' stroke-width='6' stroke-opacity='0.3'/>"
             )
             body.append(f"<circle cx='{across(x):.1f}' cy='{up(point.value):.1f}' r='3.5' fill='{colour}'/>")
-        ends.append((up(curve[-1][1].value), f"{name}: {number(curve[-1][1].value)}", colour))
+        last, point = curve[-1]
+        where = "" if last == farthest else f", at {number(last)}"
+        ends.append((up(point.value), f"{name}{where}: {number(point.value)}", colour))
     return _frame(title, subtitle, HEIGHT, [*body, *_labels(ends)])
 
 
@@ -132,15 +134,15 @@ def _labels(ends: list[tuple[float, str, str]]) -> Iterator[str]:
         yield _text(WIDTH - RIGHT + 12, at, text, fill=colour)
 
 
-def bars(title: str, subtitle: str, unit: str, groups: Mapping[str, Mapping[str, Point]]) -> str:
+def bars(title: str, subtitle: str, groups: Mapping[str, Mapping[str, Point]]) -> str:
     """One bar for each variant of each group, with its quartiles; names on the left, numbers at the bars."""
     left, thick, gap = 330, 17, 16
     values = [value for group in groups.values() for point in group.values() for value in (point.value, point.high)]
-    across = _Axis(values, left, WIDTH - 130, from_zero=True)
+    across = _Axis(values, left, WIDTH - 150, log=False)  # the length of a bar is what it says
     body, y = [], float(TOP)
     for name, group in groups.items():
         middle = y + thick * len(group) / 2 + 5
-        body.append(_text(left - 12, middle, name, anchor="end"))
+        body.append(_text(left - 12, middle, name, anchor="end", size=12))
         for order, (variant, point) in enumerate(group.items()):
             colour = _colour(variant, order)
             end = max(across(point.value), left + 1)
@@ -151,10 +153,8 @@ def bars(title: str, subtitle: str, unit: str, groups: Mapping[str, Mapping[str,
                 f"<line x1='{low:.1f}' x2='{high:.1f}' y1='{middle:.1f}' y2='{middle:.1f}' stroke='#111' "
                 "stroke-width='1.5' stroke-opacity='0.6'/>"
             )
-            label = f"{variant}: {number(point.value)} {unit}"
+            label = f"{variant}: {number(point.value)}"
             body.append(_text(max(end, high) + 6, middle + 4, label, size=11, fill="#333"))
             y += thick
         y += gap
-    if across.log:
-        body.append(_text(left, y + 8, "logarithmic scale", size=11, fill="#777"))
     return _frame(title, subtitle, y + 20, body)

@@ -44,6 +44,7 @@ CHARTS = {
         "A packet's round trip while there are networks", "µs through a published port; less is better",
         "networks on the host",
     ),
+    "at-once": Chart("Many containers at the same time", "milliseconds until the last one; less is better"),
     "life": Chart("What a user waits for", "milliseconds, Docker's API; less is better"),
     "calls": Chart("Time of each call beside its floor", "median, milliseconds; less is better"),
     "restore": Chart(
@@ -84,7 +85,7 @@ def _charts(rows: Iterable[Row]) -> Iterator[tuple[str, str]]:
                 yield name.replace(" ", "-"), _lines(chart, of)
         else:
             groups = {row.work: {v: _point(s) for v, s in row.samples.items() if v not in row.aside} for row in of}
-            yield name.replace(" ", "-"), plot.bars(chart.title, chart.subtitle, of[0].unit, groups)
+            yield name.replace(" ", "-"), plot.bars(chart.title, chart.subtitle, groups)
 
 
 def _lines(chart: Chart, rows: Sequence[Row]) -> str:
@@ -93,7 +94,7 @@ def _lines(chart: Chart, rows: Sequence[Row]) -> str:
         for variant, sample in row.samples.items():
             if variant not in row.aside:
                 curves.setdefault(variant, []).append((row.x or 0, _point(sample)))
-    return plot.lines(chart.title, chart.subtitle, chart.x_name, rows[0].unit, curves)
+    return plot.lines(chart.title, chart.subtitle, chart.x_name, curves)
 
 
 def _point(sample: Sample) -> Point:
