@@ -13,9 +13,14 @@ from driver.firewall.ruleset import EMPTY, Ruleset
 
 
 class Firewall(Protocol):
-    """What every backend can do. Each method is one atomic change; errors are KernelError."""
+    """What every backend can do. Each method is one atomic change; errors are KernelError.
+
+    ``lists_bridges``: ``Ruleset.others`` must name the bridges of other owners, since the backend's
+    rules cannot ask what kind of interface one is.
+    """
 
     name: str
+    lists_bridges: bool
 
     def change(self, add: Ruleset = EMPTY, remove: Ruleset = EMPTY) -> None:
         """Make ``remove`` absent and ``add`` present; doing it twice changes nothing.
@@ -34,6 +39,15 @@ class Firewall(Protocol):
 
     def remove(self) -> None:
         """Leave nothing of ours behind."""
+
+    def limits(self) -> list[str]:
+        """What this backend cannot do as well as the best one, one line each."""
+
+    def disturbed(self) -> bool:
+        """Whether somebody may have changed our rules in a way that no event tells; a quick look."""
+
+    def close(self) -> None:
+        """Let go of what speaks to the kernel; the rules stay."""
 
 
 __all__ = ["EMPTY", "Firewall", "Ruleset", "TableMissing"]

@@ -39,6 +39,7 @@ class NftablesFirewall:
     """
 
     name = "nftables"
+    lists_bridges = False
 
     def __init__(self, mark: int = 0x01000000) -> None:
         if not 0 < mark < 1 << 32 or mark.bit_count() != 1:
@@ -142,6 +143,14 @@ class NftablesFirewall:
         with self._lock:
             names = [(table.family, name) for table in self._tables for name in (NAME, _REFERENCE)]
             self._nft.run("\n".join(f"add table {f} {n}\ndelete table {f} {n}" for f, n in names))
+
+    def limits(self) -> list[str]:
+        """None: it is the measure."""
+        return []
+
+    def disturbed(self) -> bool:
+        """Never without an event."""
+        return False
 
     def close(self) -> None:
         """Let go of the library's socket; the rules stay."""

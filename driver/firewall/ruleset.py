@@ -85,6 +85,7 @@ class Ruleset:
 
     ``uplinks`` are bridges of others that lead to a wire. Into every other bridge that is not
     ours, Docker's for one, our containers may not go unless its owner has published a port there.
+    ``others`` names those, for a backend that cannot ask what kind of interface one is.
     """
 
     networks: frozenset[NetworkRules] = field(default_factory=frozenset)
@@ -92,6 +93,7 @@ class Ruleset:
     published: frozenset[PublishedPorts] = field(default_factory=frozenset)
     opened: frozenset[OpenPorts] = field(default_factory=frozenset)
     uplinks: frozenset[str] = field(default_factory=frozenset)
+    others: frozenset[str] = field(default_factory=frozenset)
 
     def __or__(self, other: Ruleset) -> Ruleset:
         return Ruleset(
@@ -100,6 +102,7 @@ class Ruleset:
             published=self.published | other.published,
             opened=self.opened | other.opened,
             uplinks=self.uplinks | other.uplinks,
+            others=self.others | other.others,
         )
 
     def __sub__(self, other: Ruleset) -> Ruleset:
@@ -109,10 +112,12 @@ class Ruleset:
             published=self.published - other.published,
             opened=self.opened - other.opened,
             uplinks=self.uplinks - other.uplinks,
+            others=self.others - other.others,
         )
 
     def __bool__(self) -> bool:
-        return bool(self.networks or self.endpoints or self.published or self.opened or self.uplinks)
+        facts = (self.networks, self.endpoints, self.published, self.opened, self.uplinks, self.others)
+        return any(facts)
 
 
 EMPTY = Ruleset()

@@ -1,4 +1,4 @@
-"""Whether legacy xtables' filter tables have changed, without python-iptables and without a process.
+"""Whether tables of legacy xtables have changed, without python-iptables and without a process.
 
 They tell nobody of a change, so they are asked once a second; this costs microseconds. It sees any
 rule that came or went (number and size of the entries), not one that was replaced by another of its size.
@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import ctypes
 import socket
+from collections.abc import Iterable
 from pathlib import Path
 
 from driver.model import Family
@@ -26,22 +27,28 @@ _LEVEL: dict[Family, tuple[int, int]] = {
 _libc = ctypes.CDLL(None)
 
 
+def tables(family: Family) -> list[str]:
+    """The legacy tables that exist."""
+    try:
+        return LEGACY_TABLES[family].read_text().split()
+    except OSError:
+        return []  # no legacy xtables in this kernel
+
+
 def has_filter(family: Family) -> bool:
     """Whether a legacy filter table exists."""
-    try:
-        return "filter" in LEGACY_TABLES[family].read_text().split()
-    except OSError:
-        return False  # no legacy xtables in this kernel
+    return "filter" in tables(family)
 
 
-def fingerprint() -> tuple[bytes, ...]:
-    """Something that differs after a rule came or went; b"" for a family without legacy filter table."""
-    return tuple(_info(family) if has_filter(family) else b"" for family in LEGACY_TABLES)
+def fingerprint(names: Iterable[str] = ("filter",)) -> tuple[bytes, ...]:
+    """Something that differs after a rule came or went; b"" for a legacy table that is not there."""
+    there = {family: tables(family) for family in LEGACY_TABLES}
+    return tuple(_info(family, name) if name in there[family] else b"" for name in names for family in LEGACY_TABLES)
 
 
-def _info(family: Family) -> bytes:
+def _info(family: Family, name: str) -> bytes:
     domain, level = _LEVEL[family]
-    info = ctypes.create_string_buffer(b"filter", _INFO_SIZE)
+    info = ctypes.create_string_buffer(name.encode(), _INFO_SIZE)
     size = ctypes.c_uint32(_INFO_SIZE)
     with socket.socket(domain, socket.SOCK_RAW | socket.SOCK_CLOEXEC, socket.IPPROTO_RAW) as sock:
         failed = _libc.getsockopt(sock.fileno(), level, _GET_INFO, info, ctypes.byref(size))

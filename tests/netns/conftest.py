@@ -2,18 +2,37 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 from collections.abc import Callable, Iterator
 
 import pytest
 
 from driver.firewall import Firewall
+from driver.firewall.iptables import IptablesFirewall
 from driver.firewall.nftables import NftablesFirewall
 from tests.netns.town import Town
 from tests.netns.world import World
 
 # Every firewall backend passes the same tests.
-BACKENDS: dict[str, Callable[[], Firewall]] = {"nftables": NftablesFirewall}
+BACKENDS: dict[str, Callable[[], Firewall]] = {"iptables": IptablesFirewall, "nftables": NftablesFirewall}
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """One instance of each test on iptables, another of each next one; all of them with --full.
+
+    Its rules are written by processes that must start for every test.
+    """
+    tests: dict[str, list[pytest.Function]] = {}
+    for item in items:
+        if isinstance(item, pytest.Function) and hasattr(item, "callspec"):
+            if item.callspec.params.get("firewall") == "iptables":
+                tests.setdefault(item.nodeid.partition("[")[0], []).append(item)
+    for number, instances in enumerate(tests.values()):
+        for index, item in enumerate(instances):
+            if index != number % len(instances):
+                item.add_marker(pytest.mark.long)
 
 
 @pytest.fixture
@@ -33,6 +52,7 @@ def town(request: pytest.FixtureRequest) -> Iterator[Town]:
 
 
 @pytest.fixture(params=sorted(BACKENDS))
-def firewall(request: pytest.FixtureRequest, town: Town) -> Firewall:
+def firewall(request: pytest.FixtureRequest, town: Town) -> Iterator[Firewall]:
     """A backend, made inside the host's namespace."""
-    return BACKENDS[request.param]()
+    with contextlib.closing(BACKENDS[request.param]()) as made:
+        yield made

@@ -57,7 +57,7 @@ def test_every_fact_can_come_and_go_alone(town: Town, firewall: Firewall) -> Non
     parts = [
         Ruleset(networks=whole.networks),
         Ruleset(endpoints=whole.endpoints),
-        Ruleset(uplinks=whole.uplinks),
+        Ruleset(uplinks=whole.uplinks, others=whole.others),
         *(Ruleset(published=frozenset({one})) for one in whole.published),
         *(Ruleset(opened=frozenset({one})) for one in whole.opened),
     ]

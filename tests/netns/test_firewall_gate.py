@@ -26,6 +26,11 @@ def mode(family: Family, value: GatewayMode) -> dict[str, object]:
     return {f"mode{family}": value}
 
 
+def dock0_leads_to_a_wire() -> tuple[Ruleset, Ruleset]:
+    """What to add and what to remove."""
+    return Ruleset(uplinks=frozenset({"dock0"})), Ruleset(others=frozenset({"dock0"}))
+
+
 # --- from inside to outside -------------------------------------------------------------------------
 
 
@@ -192,7 +197,7 @@ def test_nat_unprotected_is_open_to_the_wire_and_closed_to_other_networks(
     assert town.ask(town.lan, ip("b1", family), 80) == f"b1 {LAN[family]}"
     assert town.try_(town.a1, ip("b1", family), 80) == "timeout"
     assert town.try_(town.d1, ip("b1", family), 80) == "timeout"
-    firewall.change(add=Ruleset(uplinks=frozenset({"dock0"})))
+    firewall.change(*dock0_leads_to_a_wire())
     assert town.ask(town.d1, ip("b1", family), 80) == f"b1 {ip('d1', family)}"
 
 
@@ -209,7 +214,7 @@ def test_other_owners_networks_are_closed_both_ways(town: Town, firewall: Firewa
     apply(firewall, town.rules())
     assert town.try_(town.a1, ip("d1", family), 80) == "timeout"
     assert town.try_(town.d1, ip("a1", family), 80) == "timeout"
-    firewall.change(add=Ruleset(uplinks=frozenset({"dock0"})))
+    firewall.change(*dock0_leads_to_a_wire())
     assert town.ask(town.a1, ip("d1", family), 80) == f"d1 {gateway('dock0', family)}"
 
 

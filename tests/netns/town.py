@@ -109,6 +109,7 @@ class Town:
         return Ruleset(
             networks=frozenset(given.get(bridge, network(bridge)) for bridge in ("br-a", "br-b")),
             endpoints=frozenset(self.endpoint(name, guarded=guarded) for name in ("a1", "a2", "b1")),
+            others=frozenset({"dock0"}),
         )
 
     def ask(self, source: Namespace, address: str, port: int, proto: str = "tcp", bind: str | None = None) -> str:
