@@ -6,8 +6,11 @@ This is where the parts are put together; it decides nothing that they do not.
 from __future__ import annotations
 
 import time
+from collections.abc import Callable
 
-from driver import routes
+from driver import boot, routes
+from driver.census import GRACE, Census, Roll
+from driver.doctor import Finding, examine
 from driver.endpoint import Endpoints, idle_line
 from driver.errors import KernelError
 from driver.firewall import Firewall
@@ -15,9 +18,11 @@ from driver.firewall.hook import Hook
 from driver.firewall.nftables import NftablesFirewall
 from driver.flusher import Flusher
 from driver.heal import Healer
+from driver.hostfacts import Host
 from driver.ipam import Ipam
 from driver.kernel import Kernel
 from driver.locks import Gate
+from driver.model import Endpoint
 from driver.network import Networks, unfinished_line
 from driver.plan import Plan, endpoint_start, plan_all, plan_endpoint, plan_network
 from driver.ports import HostPorts
@@ -60,12 +65,14 @@ class Driver:
             released=self.endpoints.address_released,
             pool_released=self.networks.pool_released,
         )
+        self._host = Host(settings, self.store, self.ports, self.endpoints)
 
     def start(self) -> list[str]:
         """Rebuild the kernel from the store; one line for each thing mended. Before the first answer.
 
         What cannot be mended is a line too: one network's trouble must not keep the others down.
         """
+        boot.note_start(self.store)
         with self._gate.exclusive():
             try:
                 lines = self._mend()
@@ -80,17 +87,34 @@ class Driver:
         """
         self._watcher = Watcher(self.healer.tell, poll=POLL)
 
+    def ask_docker(self, ask: Callable[[], Roll | None], grace: float = GRACE) -> None:
+        """From now on, compare in the background what we hold with what Docker knows; ``ask`` gives its lists."""
+        self._host.census = Census(lambda: (self.store.networks(), self.store.endpoints()), ask, grace=grace)
+
+    @property
+    def census(self) -> Census | None:
+        """What Docker does not know, None while it is not asked."""
+        return self._host.census
+
+    def doctor(self) -> list[Finding]:
+        """What is set up wrong on this host, with what to do; changes nothing."""
+        return examine(self._host.look())
+
     def check(self) -> list[str]:
         """One line for each difference between the store and the kernel; changes nothing."""
         with self._gate.exclusive():
             dead = [unfinished_line(network) for network in self.networks.unfinished()]
             dead += [idle_line(endpoint) for endpoint in self.endpoints.idle()]
+            dead += map(_unknown_line, self._unknown())
             return dead + self._reconciler.drift(self._plan())
 
     def repair(self) -> list[str]:
         """What ``check`` names, mended; one line for each."""
+        unknown = self._unknown()
+        for endpoint in unknown:
+            self.endpoints.delete_endpoint(endpoint.network_id, endpoint.id)
         with self._gate.exclusive():
-            return self._mend()
+            return [*map(_unknown_line, unknown), *self._hold_lost_ports(), *self._mend()]
 
     def remove(self) -> None:
         """Take everything of ours out of the kernel; the store stays. For uninstalling."""
@@ -101,6 +125,8 @@ class Driver:
         """Let go of sockets and files; the kernel keeps what it has, so traffic goes on."""
         if self._watcher:
             self._watcher.close()
+        if self._host.census:
+            self._host.census.close()
         self.healer.close()
         self.flusher.close()
         self.ports.close()
@@ -124,6 +150,21 @@ class Driver:
             "uptime_seconds": round(time.time() - self._started, 1),
         }
 
+    def _unknown(self) -> list[Endpoint]:
+        """Endpoints that Docker has not known for long enough to be dead."""
+        ids = self._host.census.endpoints if self._host.census else ()
+        return [endpoint for one in sorted(ids) if (endpoint := self.store.endpoint(one))]
+
+    def _hold_lost_ports(self) -> list[str]:
+        """Try again to hold the host ports that another program had at our start."""
+        lines = []
+        for owner in self.ports.lost:
+            endpoint = self.store.endpoint(owner)
+            bindings = endpoint.bindings or () if endpoint else ()
+            if not self.ports.hold(owner, [binding for binding in bindings if binding.host_port]):
+                lines.append(f"the host ports of endpoint {owner[:12]} are all held again")
+        return lines
+
     def _mend(self) -> list[str]:
         lines = self.networks.finish() + self.endpoints.forget_idle()
         # Bridges come first, so that a lost veth pair has a place to go back to.
@@ -134,7 +175,8 @@ class Driver:
     def _heal(self, change: Change) -> list[str]:
         """Mend what a change by somebody else has touched; one line for each thing mended."""
         if change.lost or change.firewall:
-            return self.repair()
+            with self._gate.exclusive():
+                return self._mend()
         if self._concerns(change.links):
             # A verb in progress looks the same from outside: look again when all have ended.
             with self._gate.exclusive():
@@ -168,3 +210,8 @@ class Driver:
 
     def _plan(self) -> Plan:
         return plan_all(self.store.networks(), self.store.endpoints())
+
+
+def _unknown_line(endpoint: Endpoint) -> str:
+    where = endpoint.ip(4) or endpoint.ip(6) or endpoint.mac
+    return f"endpoint {endpoint.id[:12]} ({where}) is unknown to Docker: its addresses and ports are held for nobody"

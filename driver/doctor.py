@@ -117,7 +117,8 @@ def _drops(facts: Facts, chain: Chain, more: str = "") -> str:
         remedy = "run `trestle repair`, which writes the shared rule, and `trestle status` to see where it stands"
     elif chain.table.startswith("legacy"):
         tool = "iptables-legacy" if chain.table.split()[1] == "ip" else "ip6tables-legacy"
-        remedy = f"run `{tool} -I FORWARD -m mark --mark {mark}/{mark} -j ACCEPT`, or set TRESTLE_HOOK=auto"
+        rule = f"-m mark --mark {mark}/{mark} -m comment --comment trestle -j ACCEPT"
+        remedy = f"run `{tool} -I FORWARD {rule}`, or set TRESTLE_HOOK=auto"
     else:
         remedy = f"add `nft insert rule {chain.table} {chain.name} meta mark and {mark} == {mark} accept` to its rules"
     return f"chain {chain.name} of table {chain.table} drops what Trestle lets pass{more}: {remedy}"
@@ -214,7 +215,10 @@ def _stale(facts: Facts) -> Iterator[str]:
 
 
 def _files(facts: Facts) -> Iterator[str]:
-    holdable = sum(b.count for e in facts.endpoints for b in e.bindings or () if b.host_port and b.proto in (6, 17))
+    # One socket serves both wildcard addresses.
+    wild = {(b.proto, b.host_port, b.count): b for e in facts.endpoints for b in e.bindings or () if _is_wild(b)}
+    others = [b for e in facts.endpoints for b in e.bindings or () if b.host_port and not _is_wild(b)]
+    holdable = sum(binding.count for binding in (*wild.values(), *others))
     if facts.file_limit < holdable + OTHER_FILES:
         held = f"{facts.unheld} published ports are not held" if facts.unheld else "the next published ports cannot be"
         yield (
@@ -269,6 +273,10 @@ def _overlaps(pool: str, prefix: str) -> bool:
     if isinstance(one, ipaddress.IPv4Network):
         return isinstance(other, ipaddress.IPv4Network) and one.overlaps(other)
     return isinstance(other, ipaddress.IPv6Network) and one.overlaps(other)
+
+
+def _is_wild(binding: PortBinding) -> bool:
+    return bool(binding.host_port) and binding.host_ip == ANY[binding.family]
 
 
 def _is_loopback(ip: str) -> bool:

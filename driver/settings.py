@@ -37,6 +37,7 @@ class Settings:
     uplinks: tuple[str, ...] = ()
     proc_sys_net: Path = Path("/proc/sys/net")
     threads: int = 12
+    docker_socket: Path | None = Path("/var/run/docker.sock")
 
 
 def _absolute(text: str) -> Path:
@@ -51,6 +52,10 @@ def _socket(text: str) -> Path:
     if len(text.encode()) > 90:
         raise ValueError
     return _absolute(text)
+
+
+def _path_or_none(text: str) -> Path | None:
+    return None if text == "none" else _absolute(text)
 
 
 def _choice(*allowed: str) -> Callable[[str], str]:
@@ -183,6 +188,12 @@ SETTINGS: tuple[Setting, ...] = (
     Setting("uplinks", _interfaces, "interface names separated by commas", "bridges of the host that count as uplinks"),
     Setting("proc_sys_net", _absolute, "an absolute path", "where the host's writable /proc/sys/net is seen"),
     Setting("threads", _threads, "a number from 1 to 64", "calls that are served at the same time"),
+    Setting(
+        "docker_socket",
+        _path_or_none,
+        "an absolute path, or none",
+        "where Docker is asked, in the background, which endpoints it knows; nothing depends on it",
+    ),
 )
 
 

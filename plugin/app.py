@@ -133,6 +133,7 @@ def _views(driver: Driver) -> dict[str, tuple[str, View]]:
         f"{OWN}pools": ("GET", lambda: view.pools(driver.ipam.usage())),
         f"{OWN}inspect/<path:name>": ("GET", lambda name: view.inspect(name, store.networks(), store.endpoints())),
         f"{OWN}check": ("GET", lambda: {"drift": driver.check()}),
+        f"{OWN}doctor": ("GET", lambda: [{"check": f.check, "text": f.text} for f in driver.doctor()]),
         f"{OWN}repair": ("POST", lambda: {"mended": driver.repair()}),
     }
 

@@ -11,7 +11,6 @@ import argparse
 import http.client
 import json
 import os
-import socket
 import sys
 from collections.abc import Sequence
 from contextlib import closing
@@ -21,6 +20,7 @@ from urllib.parse import quote
 from driver.errors import InvalidRequest, TrestleError
 from driver.settings import DEFAULT_SOCKET, SETTINGS, from_environment
 from plugin import tables
+from plugin.unix import UnixConnection
 from plugin.version import version
 
 FINE, REFUSED, USAGE, UNREACHABLE = 0, 1, 2, 3
@@ -34,22 +34,9 @@ class RefusedError(Exception):
     """The daemon answered that it will not, and why."""
 
 
-class _UnixConnection(http.client.HTTPConnection):
-    """HTTP over a Unix socket."""
-
-    def __init__(self, path: str) -> None:
-        super().__init__("trestle")
-        self._path = path
-
-    def connect(self) -> None:
-        """Connect to the path; there is no host."""
-        self.sock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
-        self.sock.connect(self._path)
-
-
 def ask(path: str, target: str, method: str = "GET") -> Any:
     """The daemon's answer to one request, from JSON. Raises UnreachableError and RefusedError."""
-    connection = _UnixConnection(path)
+    connection = UnixConnection(path)
     try:
         connection.request(method, target)
         answer = connection.getresponse()
@@ -170,6 +157,13 @@ def _check(chosen: argparse.Namespace) -> int:
     return REFUSED if lines else FINE
 
 
+def _doctor(chosen: argparse.Namespace) -> int:
+    content = ask(_socket(chosen), "/trestle/v1/doctor")
+    if content or chosen.json:
+        _print(chosen, content, "\n".join(f"{one['check']}: {one['text']}" for one in content))
+    return REFUSED if content else FINE
+
+
 def _repair(chosen: argparse.Namespace) -> int:
     content = ask(_socket(chosen), "/trestle/v1/repair", "POST")
     _print(chosen, content, "\n".join(content["mended"]) or "Nothing was amiss.")
@@ -190,6 +184,7 @@ _COMMANDS = {
     "inspect": ("show one network or endpoint", _inspect),
     "check": ("compare the kernel with what it should be; exit code 1 if it differs", _check),
     "repair": ("make the kernel what it should be", _repair),
+    "doctor": ("look for the usual wrong set-ups of a host; exit code 1 if there is one", _doctor),
     "version": ("show the version", _version),
 }
 

@@ -34,7 +34,7 @@ from gunicorn.workers.gthread import ThreadWorker
 
 from driver.errors import StateError, TrestleError
 from driver.settings import Settings, unknown_variables
-from plugin import logs
+from plugin import docker, logs
 
 if TYPE_CHECKING:
     from driver.daemon import Driver
@@ -233,6 +233,7 @@ class _Application(BaseApplication):  # type: ignore[misc]  # gunicorn ships no 
         from plugin.app import create_app
 
         app = create_app(self.driver)
+        self.driver.ask_docker(lambda: docker.roll(self.settings.docker_socket))
         self.notify()
         log.info("ready at %s", self.listener.path)
         return app
