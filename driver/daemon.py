@@ -13,9 +13,8 @@ from driver.census import GRACE, Census, Roll
 from driver.doctor import Finding, examine
 from driver.endpoint import Endpoints, idle_line
 from driver.errors import KernelError
-from driver.firewall import Firewall
+from driver.firewall import backends
 from driver.firewall.hook import Hook
-from driver.firewall.nftables import NftablesFirewall
 from driver.flusher import Flusher
 from driver.heal import Healer
 from driver.hostfacts import Host
@@ -45,7 +44,8 @@ class Driver:
         self.store = Store(settings.state_dir)
         self.ports = HostPorts(settings.proc_sys_net)
         self.flusher = Flusher()
-        self.firewall: Firewall = NftablesFirewall(settings.mark)
+        self._backend = backends.choose(settings.firewall, settings.mark)
+        self.firewall = self._backend.firewall
         self.hook = Hook(settings.mark, settings.hook)
         self.healer = Healer(self._heal)
         self._watcher: Watcher | None = None
@@ -78,7 +78,7 @@ class Driver:
                 lines = self._mend()
             except KernelError as error:
                 lines = [str(error)]
-            return lines + self.endpoints.hold_ports()
+            return [*lines, *self._clear_other(), *self.endpoints.hold_ports()]
 
     def watch(self) -> None:
         """From now on, put right within a second what somebody else undoes.
@@ -120,6 +120,7 @@ class Driver:
         """Take everything of ours out of the kernel; the store stays. For uninstalling."""
         with self._gate.exclusive():
             self._reconciler.converge(Plan())
+            self._backend.clear_other()
 
     def close(self) -> None:
         """Let go of sockets and files; the kernel keeps what it has, so traffic goes on."""
@@ -130,13 +131,19 @@ class Driver:
         self.healer.close()
         self.flusher.close()
         self.ports.close()
+        self.firewall.close()
         self.store.close()
 
     def status(self) -> dict[str, object]:
         """What one wants to know first: backend, hook and counts."""
         hook = self.hook.state()
         return {
-            "firewall": {"backend": self.firewall.name, "mark": f"{self.settings.mark:#x}"},
+            "firewall": {
+                "backend": self.firewall.name,
+                "why": self._backend.why,
+                "limits": self.firewall.limits(),
+                "mark": f"{self.settings.mark:#x}",
+            },
             "hook": {"side": hook.side, "chain": hook.chain, "why": hook.why},
             "drift": {
                 "mends": self.healer.mends,
@@ -165,6 +172,13 @@ class Driver:
                 lines.append(f"the host ports of endpoint {owner[:12]} are all held again")
         return lines
 
+    def _clear_other(self) -> list[str]:
+        """Remove what the firewall that is not in use has left."""
+        try:
+            return self._backend.clear_other()
+        except KernelError as error:
+            return [str(error)]
+
     def _mend(self) -> list[str]:
         lines = self.networks.finish() + self.endpoints.forget_idle()
         # Bridges come first, so that a lost veth pair has a place to go back to.
@@ -181,6 +195,9 @@ class Driver:
             # A verb in progress looks the same from outside: look again when all have ended.
             with self._gate.exclusive():
                 return self._mend() if self._concerns(change.links) else []
+        if change.hook and self.firewall.disturbed():
+            with self._gate.exclusive():
+                return self._mend()
         # An event names a program; without one it is only time to look at what tells nobody.
         if change.hook and not change.by and self._netfilter_changed():
             return self.repair()
@@ -206,7 +223,7 @@ class Driver:
                         part |= Plan(veths=plan_endpoint(owner, endpoint).veths)
             else:
                 others.add(name)
-        return self._reconciler.differs(part) or self._reconciler.uplinks_changed(others)
+        return self._reconciler.differs(part) or self._reconciler.bridges_changed(others)
 
     def _plan(self) -> Plan:
         return plan_all(self.store.networks(), self.store.endpoints())

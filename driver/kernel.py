@@ -281,7 +281,12 @@ def uplink_bridges(links: Iterable[Link], named: Iterable[str]) -> frozenset[str
     """
     links = list(links)
     outward = {link.master for link in links if link.master and link.kind != "veth"} | set(named)
-    return frozenset(link.name for link in links if link.kind == "bridge" and not link.ours and link.name in outward)
+    return foreign_bridges(links) & outward
+
+
+def foreign_bridges(links: Iterable[Link]) -> frozenset[str]:
+    """Every bridge that we did not make."""
+    return frozenset(link.name for link in links if link.kind == "bridge" and not link.ours)
 
 
 def _sysctl(path: Path) -> str:

@@ -17,7 +17,7 @@ from operator import methodcaller
 from driver.errors import KernelError
 from driver.firewall import EMPTY, Firewall, Ruleset, TableMissing
 from driver.firewall.hook import Hook
-from driver.kernel import Kernel, Link, Observed, Session, uplink_bridges
+from driver.kernel import Kernel, Link, Observed, Session, foreign_bridges, uplink_bridges
 from driver.plan import Bridge, Plan, Veth
 
 
@@ -144,7 +144,7 @@ class Reconciler:
         self._uplinks = uplinks
         self._whole = whole
         self._frame = threading.RLock()
-        self._known_uplinks: frozenset[str] = frozenset()
+        self._bridges = Ruleset()  # of others, as last written
 
     # -- a part -----------------------------------------------------------------------------
 
@@ -158,14 +158,19 @@ class Reconciler:
                     if difference.mend(session) is False:
                         _mend(session, differences(plan, session.observe_part(plan)))
                         break
-        self.change_rules(add=plan.rules)
+        # A network may use a bridge that was another owner's so far.
+        taken = Ruleset(others=self._bridges.others & plan.bridges.keys())
+        self.change_rules(add=plan.rules, remove=taken)
+        self._bridges -= taken
         if plan.bridges:
             # dockerd may have come, and closed FORWARD, since we last looked.
             self._hook.ensure()
 
     def withdraw(self, plan: Plan, keep_bridges: bool = False) -> None:
         """Make a part absent: rules first, so that nothing is let through on its way out. Idempotent."""
-        self.change_rules(remove=plan.rules)
+        given = Ruleset(others=frozenset(plan.bridges if keep_bridges and self._firewall.lists_bridges else ()))
+        self.change_rules(add=given, remove=plan.rules)
+        self._bridges |= given
         names = [*plan.veths, *(() if keep_bridges else plan.bridges)]
         if names:
             with self._kernel.session() as session:
@@ -212,12 +217,17 @@ class Reconciler:
         with self._kernel.session() as session:
             return any(differences(part, session.observe_part(part)))
 
-    def uplinks_changed(self, names: Iterable[str]) -> bool:
-        """Whether one of these links, none of ours, came to or left a bridge as a wire does; a quick look."""
+    def bridges_changed(self, names: Iterable[str]) -> bool:
+        """Whether one of these links, none of ours, made a bridge an uplink, or is a bridge that a rule must name."""
         with self._kernel.session() as session:
-            links = [session.link(name) for name in names]
-            wires = {link.master for link in links if link and link.master and link.kind != "veth"}
-        return not wires <= self._known_uplinks
+            links = {name: session.link(name) for name in names}
+        there = [link for link in links.values() if link]
+        wires = {link.master for link in there if link.master and link.kind != "veth"}
+        if not wires <= self._bridges.uplinks:
+            return True
+        gone = links.keys() - {link.name for link in there}
+        new = foreign_bridges(there) - self._bridges.uplinks - self._bridges.others
+        return self._firewall.lists_bridges and bool(new or gone & self._bridges.others)
 
     # -- everything -------------------------------------------------------------------------
 
@@ -264,9 +274,13 @@ class Reconciler:
         return lines + self._hook.remove()
 
     def _rules(self, want: Plan, observed: Observed) -> Ruleset:
-        """The planned rules, and which of the host's bridges lead outside."""
-        self._known_uplinks = uplink_bridges(observed.links.values(), self._uplinks)
-        return want.rules | Ruleset(uplinks=self._known_uplinks)
+        """The planned rules, and which of the host's bridges lead outside, or do not."""
+        links = observed.links.values()
+        uplinks = uplink_bridges(links, self._uplinks)
+        # A network may use a bridge that we did not make.
+        others = foreign_bridges(links) - uplinks - want.bridges.keys()
+        self._bridges = Ruleset(uplinks=uplinks, others=others if self._firewall.lists_bridges else frozenset())
+        return want.rules | self._bridges
 
 
 def _mend(session: Session, found: Iterable[Difference]) -> list[str]:

@@ -16,7 +16,7 @@ from typing import Any
 from driver.errors import KernelError, TableMissing
 from driver.firewall import xtables
 from driver.firewall.iptables_process import Process
-from driver.firewall.iptables_rules import HOOKS, RANGES, Rules, Tables, frame, render, whole
+from driver.firewall.iptables_rules import HOOKS, PREFIX, RANGES, Rules, Tables, frame, render, whole
 from driver.firewall.ruleset import EMPTY, Ruleset
 from driver.model import Family
 
@@ -112,8 +112,9 @@ class IptablesFirewall:
         return self._told({f: {"do": do, "with": {"want": _whole(tables)}} for f, tables in wanted.items()})
 
     def _each(self, do: str) -> dict[Family, _Request]:
-        """A request for every family in which there is a table that could hold something of ours."""
-        there = [family for family in self._families if set(HOOKS) & set(xtables.tables(family))]
+        """A request for every family in which there are chains of ours; without any, no process is needed."""
+        ours = PREFIX.encode()
+        there = [family for family in self._families if any(xtables.holds(family, table, ours) for table in HOOKS)]
         return {family: {"do": do, "with": {"tables": list(HOOKS)}} for family in there}
 
     def _told(self, requests: Mapping[Family, _Request]) -> list[str]:

@@ -31,7 +31,7 @@ _MANY = 5  # differences of one chain that are named one by one
 _FINAL = ("ACCEPT", "DROP", "RETURN")
 
 _Wanted = Mapping[str, Any]  # one table: "hooks", "ordered" and "shared" chains, as text
-_Chains = dict[str, list[Entry]]
+_Target = dict[str, list[Entry] | None]  # chains as they shall be, None for those that must go
 _NOTHING: _Wanted = {"ordered": {}, "shared": {}}
 
 
@@ -49,14 +49,20 @@ class Table:
         self.read()
 
     def read(self) -> None:
-        """Take a fresh snapshot; uncommitted changes are forgotten."""
+        """Take a fresh snapshot; uncommitted changes are forgotten. Rules are looked at when they are asked for."""
         self._table.refresh()
         names = [chain.name for chain in self._table.chains]
-        self.chains: _Chains = {name: self._list(name) for name in names if name.startswith(PREFIX)}
-        self.hooks: _Chains = {name: self._list(name) for name in names if self._table.builtin_chain(name)}
+        self.chains = [name for name in names if name.startswith(PREFIX)]
+        self.hooks = [name for name in names if self._table.builtin_chain(name)]
+        self._rules: dict[str, list[Entry]] = {}
 
-    def _list(self, chain: str) -> list[Entry]:
-        return list(self._entries.read(self._table, chain))
+    def rules(self, chain: str) -> list[Entry] | None:
+        """The rules of a chain in the snapshot, None if it is not there."""
+        if chain not in self._rules:
+            if not self._table.is_chain(chain):
+                return None
+            self._rules[chain] = list(self._entries.read(self._table, chain))
+        return self._rules[chain]
 
     # --- comparing ----------------------------------------------------------------------------------
 
@@ -69,20 +75,21 @@ class Table:
         yield from (f"{name} was missing" for name in missing)
         yield from (f"{name} belongs to nothing" for name in self.chains if name not in known(wanted))
         for name, texts in wanted["ordered"].items():
-            if name in self.chains and self.chains[name] != self._build(texts):
-                yield f"{name} had {len(self.chains[name])} rules, not the {len(texts)} that belong there"
+            have = self.rules(name)
+            if have is not None and have != self._build(texts):
+                yield f"{name} had {len(have)} rules, not the {len(texts)} that belong there"
         for name, texts in wanted["shared"].items():
-            if name in self.chains:
-                yield from self._shared_differences(name, texts)
+            have = self.rules(name)
+            if have is not None:
+                yield from self._shared_differences(name, texts, have)
         for hook, chain in wanted["hooks"].items():
             if not self._hooked(hook, chain):
                 yield f"{hook} did not lead to {chain} first and once"
 
-    def _shared_differences(self, name: str, texts: Sequence[str]) -> Iterator[str]:
-        want = {self._entries.build(text): text for text in texts}
-        have = Counter(self.chains[name])
-        missing = [text for entry, text in want.items() if entry not in have]
-        extra = [entry for entry, count in have.items() for _ in range(count - (entry in want))]
+    def _shared_differences(self, name: str, texts: Sequence[str], have: Sequence[Entry]) -> Iterator[str]:
+        want, counted = {self._entries.build(text): text for text in texts}, Counter(have)
+        missing = [text for entry, text in want.items() if entry not in counted]
+        extra = [entry for entry, count in counted.items() for _ in range(count - (entry in want))]
         yield from (f"{name}: {text} was missing" for text in missing[:_MANY])
         yield from (f"{name}: {self._entries.text(entry, self._table)} was too many" for entry in extra[:_MANY])
         for adjective, some in (("missing", missing), ("too many", extra)):
@@ -91,7 +98,7 @@ class Table:
 
     def _hooked(self, hook: str, chain: str) -> bool:
         """Whether the kernel's chain leads to ours once, and nothing before it ends the kernel's chain."""
-        rules = self.hooks.get(hook, [])
+        rules = self.rules(hook) or []
         ours = [index for index, entry in enumerate(rules) if entry.target_name.startswith(PREFIX)]
         jump = self._entries.build(f"-j {chain}")
         if len(ours) != 1 or rules[ours[0]] != jump:
@@ -103,24 +110,24 @@ class Table:
 
     # --- changing -----------------------------------------------------------------------------------
 
-    def whole(self, wanted: _Wanted) -> dict[str, list[Entry] | None]:
+    def whole(self, wanted: _Wanted) -> _Target:
         """Every chain as ``wanted`` has it, None for those that must go; a shared chain keeps its order."""
         target: dict[str, list[Entry] | None] = {name: None for name in self.chains if name not in known(wanted)}
         target |= {name: self._build(texts) for name, texts in wanted["ordered"].items()}
         for name, texts in wanted["shared"].items():
-            target[name] = _union([], self._build(texts), self.chains.get(name, []))
+            target[name] = _union([], self._build(texts), self.rules(name) or [])
         return target
 
-    def changed(self, add: _Wanted, remove: _Wanted, exclusive: Sequence[str]) -> dict[str, list[Entry] | None]:
+    def changed(self, add: _Wanted, remove: _Wanted, exclusive: Sequence[str]) -> _Target:
         """The chains that a change concerns, as they shall be."""
         target: dict[str, list[Entry] | None] = {}
         for name, texts in remove["ordered"].items():
-            if self.chains.get(name) == self._build(texts):  # another content is a successor's
+            if self.rules(name) == self._build(texts):  # another content is a successor's
                 target[name] = None
         target |= {name: self._build(texts) for name, texts in add["ordered"].items()}
         for name in {**remove["shared"], **add["shared"]}:
             new, old = self._build(add["shared"].get(name, ())), self._build(remove["shared"].get(name, ()))
-            have = self.chains.get(name, [])
+            have = self.rules(name) or []
             keys, gone = {entry.condition for entry in new}, set(old)
             kept = [entry for entry in have if entry.condition not in keys and entry not in gone]
             if name in exclusive:
@@ -135,7 +142,7 @@ class Table:
                     text = self._entries.text(entry, self._table)
                     raise ValueError(f"{text} overlaps {self._entries.text(other, self._table)}")
 
-    def write(self, target: Mapping[str, list[Entry] | None], hooks: Mapping[str, str | None]) -> None:
+    def write(self, target: _Target, hooks: Mapping[str, str | None]) -> None:
         """Commit ``target`` and the hooks, and see that the kernel holds them. A hook with None leads nowhere."""
         for name, want in target.items():
             if want is not None and name not in self.chains:
@@ -143,13 +150,13 @@ class Table:
         for hook, chain in hooks.items():
             self._hook(hook, chain)
         for name, want in target.items():
-            self._fill(name, self.chains.get(name, []), want or [])
+            self._fill(name, self.rules(name) or [], want or [])
         for name, want in target.items():
             if want is None and name in self.chains:
                 self._table.delete_chain(name)
         self._table.commit()
         self.read()
-        wrong = [name for name, want in target.items() if self.chains.get(name) != want]
+        wrong = [name for name, want in target.items() if self.rules(name) != want]
         wrong += [hook for hook, chain in hooks.items() if chain and not self._hooked(hook, chain)]
         if wrong:
             raise RuntimeError(f"table {self.name} holds something else than was just written to {', '.join(wrong)}")
@@ -157,7 +164,7 @@ class Table:
     def _hook(self, hook: str, chain: str | None) -> None:
         if chain and self._hooked(hook, chain):
             return
-        for entry in self.hooks.get(hook, []):
+        for entry in self.rules(hook) or []:
             if entry.target_name.startswith(PREFIX):
                 self._entries.delete(self._table, hook, entry)
         if chain:
@@ -211,7 +218,7 @@ class Family:
     def __init__(self, number: int) -> None:
         self._names = Path(f"/proc/self/net/ip{'6' if number == 6 else ''}_tables_names")
         self._entries = Entries(number)
-        self._undo: dict[str, dict[str, list[Entry] | None]] = {}
+        self._undo: dict[str, _Target] = {}
 
     def answer(self, request: Mapping[str, Any]) -> object:
         """Do one request under the lock of iptables."""
@@ -257,7 +264,7 @@ class Family:
             tables.append((table, table.changed(add.get(name, _NOTHING), remove.get(name, _NOTHING), exclusive)))
         try:
             for table, target in tables:
-                before = {chain: table.chains.get(chain) for chain in target}
+                before = {chain: table.rules(chain) for chain in target}
                 if before != target:
                     table.write(target, {})
                     self._undo[table.name] = before
