@@ -22,8 +22,10 @@ from .machine import Machine, NetworkNamespace, remove_control_groups, run, unse
 ROOT = Path(__file__).parents[2]
 IMAGE = "box:local"
 TRESTLE = str(Path(sys.executable).parent / "trestle")
+ENGINES = Path(os.environ.get("TRESTLE_ENGINES", "/var/cache/trestle/engines"))
 # Engines by the Debian suite they come from; "host" is the one that is installed on this machine.
-SUITES = {"host": Path("/"), "trixie": ROOT / ".engines/trixie", "forky": ROOT / ".engines/forky"}
+SUITES = {"host": Path("/"), "trixie": ENGINES / "trixie", "forky": ENGINES / "forky"}
+NEWEST = "forky"
 
 
 def image_tar() -> bytes:
@@ -169,7 +171,9 @@ class Engine:
 
     def __init__(self, suite: str = "host") -> None:
         if suite != "host" and not (SUITES[suite] / "usr/sbin/dockerd").exists():
-            raise AssertionError(f"the engine of {suite} is not unpacked; run script/engines {suite}")
+            failed = ENGINES / f"{suite}.failed"
+            why = failed.read_text().strip() if failed.exists() else f"not unpacked yet; run script/engines {suite}"
+            raise AssertionError(f"no Docker engine of Debian {suite}: {why}")
         self.suite = suite
         inside = suite == "host"
         # What the daemon inside needs of this machine, where it is not on the root file system.
