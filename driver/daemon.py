@@ -6,7 +6,8 @@ This is where the parts are put together; it decides nothing that they do not.
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
 
 from driver import boot, routes
 from driver.census import GRACE, Census, Roll
@@ -23,14 +24,23 @@ from driver.kernel import Kernel
 from driver.locks import Gate
 from driver.model import Endpoint
 from driver.network import Networks, unfinished_line
-from driver.plan import Plan, endpoint_start, plan_all, plan_endpoint, plan_network
+from driver.plan import Plan, endpoint_start, plan_all, plan_endpoint, plan_network, veth_names
 from driver.ports import HostPorts
 from driver.reconcile import Reconciler
 from driver.settings import Settings
 from driver.store import Store
+from driver.traffic import Traffic, traffic
 from driver.watch import Change, Watcher
 
 POLL = 1.0  # seconds: legacy xtables and br_netfilter tell nobody of a change
+
+
+@dataclass
+class Tally:
+    """How often everything was compared for one cause, and how many differences were put right."""
+
+    runs: int = 0
+    repairs: int = 0
 
 
 class Driver:
@@ -47,6 +57,7 @@ class Driver:
         self._backend = backends.choose(settings.firewall, settings.mark)
         self.firewall = self._backend.firewall
         self.hook = Hook(settings.mark, settings.hook)
+        self.tallies = {cause: Tally() for cause in ("start", "repair", "drift")}
         self.healer = Healer(self._heal)
         self._watcher: Watcher | None = None
         self._gate = Gate()
@@ -75,7 +86,7 @@ class Driver:
         boot.note_start(self.store)
         with self._gate.exclusive():
             try:
-                lines = self._mend()
+                lines = self._mend("start")
             except KernelError as error:
                 lines = [str(error)]
             return [*lines, *self._clear_other(), *self.endpoints.hold_ports()]
@@ -96,6 +107,13 @@ class Driver:
         """What Docker does not know, None while it is not asked."""
         return self._host.census
 
+    def traffic(self) -> Iterator[tuple[Endpoint, Traffic]]:
+        """What each joined endpoint has sent and received since its veth pair was made."""
+        totals = traffic()
+        for endpoint in self.store.endpoints():
+            if found := totals.get(veth_names(endpoint.id)[0]):
+                yield endpoint, found
+
     def doctor(self) -> list[Finding]:
         """What is set up wrong on this host, with what to do; changes nothing."""
         return examine(self._host.look())
@@ -114,7 +132,7 @@ class Driver:
         for endpoint in unknown:
             self.endpoints.delete_endpoint(endpoint.network_id, endpoint.id)
         with self._gate.exclusive():
-            return [*map(_unknown_line, unknown), *self._hold_lost_ports(), *self._mend()]
+            return [*map(_unknown_line, unknown), *self._hold_lost_ports(), *self._mend("repair")]
 
     def remove(self) -> None:
         """Take everything of ours out of the kernel; the store stays. For uninstalling."""
@@ -179,7 +197,14 @@ class Driver:
         except KernelError as error:
             return [str(error)]
 
-    def _mend(self) -> list[str]:
+    def _mend(self, cause: str) -> list[str]:
+        tally = self.tallies[cause]
+        tally.runs += 1
+        lines = self._compare_and_mend()
+        tally.repairs += len(lines)
+        return lines
+
+    def _compare_and_mend(self) -> list[str]:
         lines = self.networks.finish() + self.endpoints.forget_idle()
         # Bridges come first, so that a lost veth pair has a place to go back to.
         lines += self._reconciler.mend_bridges(self._plan())
@@ -190,19 +215,21 @@ class Driver:
         """Mend what a change by somebody else has touched; one line for each thing mended."""
         if change.lost or change.firewall:
             with self._gate.exclusive():
-                return self._mend()
+                return self._mend("drift")
         if self._concerns(change.links):
             # A verb in progress looks the same from outside: look again when all have ended.
             with self._gate.exclusive():
-                return self._mend() if self._concerns(change.links) else []
+                return self._mend("drift") if self._concerns(change.links) else []
         if change.hook and self.firewall.disturbed():
             with self._gate.exclusive():
-                return self._mend()
+                return self._mend("drift")
         # An event names a program; without one it is only time to look at what tells nobody.
         if change.hook and not change.by and self._netfilter_changed():
             return self.repair()
         if change.hook and (change.by or self.hook.legacy_changed()):
-            return self._reconciler.mend_hook()
+            lines = self._reconciler.mend_hook()
+            self.tallies["drift"].repairs += len(lines)
+            return lines
         return []
 
     def _netfilter_changed(self) -> bool:

@@ -20,7 +20,8 @@ from werkzeug.exceptions import HTTPException
 from driver import view
 from driver.daemon import Driver
 from driver.errors import Conflict, InvalidRequest, NotFound, TrestleError
-from plugin import logs, messages, metrics
+from driver.report import report
+from plugin import docker, logs, messages, metrics
 from plugin.verbs import VERBS, Answer, Verb
 from plugin.version import version
 
@@ -134,6 +135,7 @@ def _views(driver: Driver) -> dict[str, tuple[str, View]]:
         f"{OWN}inspect/<path:name>": ("GET", lambda name: view.inspect(name, store.networks(), store.endpoints())),
         f"{OWN}check": ("GET", lambda: {"drift": driver.check()}),
         f"{OWN}doctor": ("GET", lambda: [{"check": f.check, "text": f.text} for f in driver.doctor()]),
+        f"{OWN}support": ("GET", lambda: _support(driver)),
         f"{OWN}repair": ("POST", lambda: {"mended": driver.repair()}),
     }
 
@@ -143,6 +145,14 @@ def _health(driver: Driver) -> dict[str, str]:
     with driver.store.reading() as database:
         database.execute("SELECT 1")
     return {"status": "ok"}
+
+
+def _support(driver: Driver) -> dict[str, Any]:
+    return {
+        **report(driver.settings),
+        "docker": docker.version(driver.settings.docker_socket),
+        "log": "\n".join(logs.recent()),
+    }
 
 
 def _serve_view(read: View, **arguments: str) -> Response:

@@ -12,8 +12,10 @@ import http.client
 import json
 import os
 import sys
-from collections.abc import Sequence
+import time
+from collections.abc import Callable, Sequence
 from contextlib import closing
+from pathlib import Path
 from typing import Any
 from urllib.parse import quote
 
@@ -34,13 +36,13 @@ class RefusedError(Exception):
     """The daemon answered that it will not, and why."""
 
 
-def ask(path: str, target: str, method: str = "GET") -> Any:
-    """The daemon's answer to one request, from JSON. Raises UnreachableError and RefusedError."""
+def fetch(path: str, target: str, method: str = "GET") -> tuple[int, bytes]:
+    """Status and body of the daemon's answer to one request. Raises UnreachableError."""
     connection = UnixConnection(path)
     try:
         connection.request(method, target)
         answer = connection.getresponse()
-        body = answer.read()
+        return answer.status, answer.read()
     except (OSError, http.client.HTTPException) as error:
         reason = getattr(error, "strerror", None) or error
         raise UnreachableError(
@@ -48,12 +50,17 @@ def ask(path: str, target: str, method: str = "GET") -> Any:
         ) from None
     finally:
         connection.close()
+
+
+def ask(path: str, target: str, method: str = "GET") -> Any:
+    """The daemon's answer to one request, from JSON. Raises UnreachableError and RefusedError."""
+    status, body = fetch(path, target, method)
     try:
         content = json.loads(body)
     except ValueError:
         raise UnreachableError(f"what answers at {path} is not trestle") from None
-    if answer.status != http.client.OK:
-        raise RefusedError(content.get("Err", f"HTTP status {answer.status}"))
+    if status != http.client.OK:
+        raise RefusedError(content.get("Err", f"HTTP status {status}"))
     return content
 
 
@@ -100,6 +107,8 @@ def _parser() -> argparse.ArgumentParser:
         command = commands.add_parser(name, help=meaning, description=meaning[0].upper() + meaning[1:] + ".")
         command.add_argument("--json", action="store_true", help="print JSON, for programs")
         command.add_argument("--socket", metavar="PATH", help="the daemon's socket (else TRESTLE_SOCKET)")
+        if name == "support":
+            command.add_argument("-o", "--output", metavar="FILE", help="the archive (trestle-support-TIME.tar.gz)")
         if name == "inspect":
             command.add_argument("id", metavar="ID", help="the beginning of an id, or the name of a bridge")
         command.set_defaults(run=run)
@@ -170,6 +179,44 @@ def _repair(chosen: argparse.Namespace) -> int:
     return FINE
 
 
+def _metrics(chosen: argparse.Namespace) -> int:
+    status, body = fetch(_socket(chosen), "/metrics")
+    if status != http.client.OK:
+        raise RefusedError(f"no metrics: HTTP status {status}")
+    sys.stdout.write(body.decode())
+    return FINE
+
+
+def _support(chosen: argparse.Namespace) -> int:
+    from plugin.support import archive
+
+    now, path = time.time(), _socket(chosen)
+    parts: dict[str, Any] = {"version.txt": f"trestle {version()}"}
+    for name in ("status", "check", "doctor", "networks", "endpoints", "ports", "pools"):
+        parts[f"{name}.json"] = _tell(ask, path, f"/trestle/v1/{name}")
+    parts["metrics.txt"] = _tell(lambda path: fetch(path, "/metrics")[1].decode(), path)
+    rest = _tell(ask, path, "/trestle/v1/support")
+    texts = {f"{name}.txt": rest.pop(name) for name in ("nft", "log")} if isinstance(rest, dict) else {}
+    folder = time.strftime("trestle-support-%Y%m%d-%H%M%S", time.gmtime(now))
+    content = archive(folder, {**parts, **texts, "host.json": rest}, now)
+    output = Path(chosen.output or f"{folder}.tar.gz")
+    try:
+        with os.fdopen(os.open(output, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "wb") as file:
+            file.write(content)
+    except OSError as error:
+        raise InvalidRequest(f"cannot write {output}: {error.strerror}") from None
+    _print(chosen, {"file": str(output)}, f"{output}: read it before you send it on; addresses and names are in it")
+    return FINE
+
+
+def _tell(read: Callable[..., Any], *arguments: str) -> Any:
+    """A part of the archive, or why there is none: the daemon may be what is broken."""
+    try:
+        return read(*arguments)
+    except (UnreachableError, RefusedError) as error:
+        return str(error)
+
+
 def _version(chosen: argparse.Namespace) -> int:
     _print(chosen, {"version": version()}, f"trestle {version()}")
     return FINE
@@ -185,6 +232,8 @@ _COMMANDS = {
     "check": ("compare the kernel with what it should be; exit code 1 if it differs", _check),
     "repair": ("make the kernel what it should be", _repair),
     "doctor": ("look for the usual wrong set-ups of a host; exit code 1 if there is one", _doctor),
+    "metrics": ("print the metrics in the text format of Prometheus", _metrics),
+    "support": ("write an archive for a bug report, without secrets", _support),
     "version": ("show the version", _version),
 }
 

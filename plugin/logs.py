@@ -10,10 +10,13 @@ import json
 import logging
 import sys
 import time
+from collections import deque
 from collections.abc import Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
 
+KEPT = 1000  # lines in memory, for `trestle support`
+_recent: deque[str] = deque(maxlen=KEPT)
 _context: ContextVar[dict[str, object]] = ContextVar("fields", default={})  # noqa: B039 - replaced, never changed
 
 
@@ -84,12 +87,27 @@ class JsonFormatter(logging.Formatter):
         return json.dumps(line, default=str)
 
 
+class _Recent(logging.Handler):
+    """Keeps the latest lines: a managed plugin's log is dockerd's, and journald need not be there."""
+
+    def emit(self, record: logging.LogRecord) -> None:
+        """Keep one line."""
+        _recent.append(self.format(record))
+
+
+def recent() -> list[str]:
+    """The latest lines, oldest first."""
+    return list(_recent)
+
+
 def configure(level: str, form: str) -> None:
     """Send everything from ``level`` on to standard error, as ``text`` or ``json``."""
     handler = logging.StreamHandler(sys.stderr)
     handler.setFormatter(JsonFormatter() if form == "json" else TextFormatter())
     root = logging.getLogger()
-    root.handlers = [handler]
+    kept = _Recent()
+    kept.setFormatter(TextFormatter())
+    root.handlers = [handler, kept]
     root.setLevel(level.upper())
     # At debug level it tells every byte of netlink.
     logging.getLogger("pyroute2").setLevel(logging.WARNING)

@@ -70,6 +70,10 @@ class Nft:
         objects: list[dict[str, Any]] = json.loads(output)["nftables"] if output else []
         return objects
 
+    def show(self, text: str) -> str:
+        """What a list command prints for people."""
+        return self._call(text, _NUMERIC)
+
     def _call(self, text: str, flags: int) -> str:
         with self._lock:
             if not self._context:
