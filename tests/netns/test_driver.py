@@ -280,10 +280,10 @@ def test_everything_wiped_by_hand_comes_back_at_start(host: Libnetwork, state: P
     net = host.network("10.70.0.0/24", "fd70::/64")
     web, peer = host.run("web", net, port(80, 8080)), host.run("peer", net)
     host.world.serve(web.inside, "tcp", 80)
-    host.driver.close()
     for name in links(host):
         delete(host, name)
     host.driver.firewall.remove()
+    host.driver.close()
     host.driver = Driver(Settings(state_dir=state))
     assert host.driver.start()
     assert host.driver.check() == []
