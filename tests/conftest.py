@@ -2,12 +2,18 @@
 
 from __future__ import annotations
 
+from collections import Counter, defaultdict
 from pathlib import Path
 
 import pytest
 
+from tests.engine.engine import SUITES
+from tests.engine.pool import ENGINES, engines
+
+__all__ = ["engines"]  # a fixture, here for tests/engine and tests/parity alike
+
 TESTS = Path(__file__).parent
-ORDER = ("unit", "budget", "netns", "engine")
+ORDER = ("unit", "budget", "netns", "engine", "parity")
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
@@ -24,7 +30,33 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
         config.hook.pytest_deselected(items=long)
         items[:] = [item for item in items if item not in long]
 
-    def rank(item: pytest.Item) -> int:
-        return next((n for n, part in enumerate(ORDER) if TESTS / part in item.path.parents), len(ORDER))
+    def rank(item: pytest.Item) -> tuple[int, int]:
+        part = next((n for n, part in enumerate(ORDER) if TESTS / part in item.path.parents), len(ORDER))
+        return part, list(SUITES).index(suite) if (suite := _suite(item)) else -1
 
-    items.sort(key=rank)
+    items.sort(key=rank)  # one engine after the other
+    for item in items:
+        item.user_properties.append(("engine", _suite(item)))
+
+
+def _suite(item: pytest.Item) -> str | None:
+    """The suite of the engine that a test runs on."""
+    parameters = item.callspec.params if isinstance(item, pytest.Function) and hasattr(item, "callspec") else {}
+    return next((value for value in parameters.values() if isinstance(value, str) and value in SUITES), None)
+
+
+def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter, config: pytest.Config) -> None:
+    """A row for each engine."""
+    outcomes: defaultdict[str, Counter[str]] = defaultdict(Counter)
+    for outcome in ("passed", "failed", "error"):
+        for report in terminalreporter.stats.get(outcome, ()):
+            if suite := dict(getattr(report, "user_properties", ())).get("engine"):
+                outcomes[suite][outcome] += 1
+    if not outcomes:
+        return
+    terminalreporter.section("engines")
+    versions = config.stash[ENGINES].versions if ENGINES in config.stash else {}
+    for suite in SUITES:
+        if suite in outcomes:
+            counts = ", ".join(f"{count} {outcome}" for outcome, count in outcomes[suite].items())
+            terminalreporter.write_line(f"Docker {versions.get(suite, 'not started')} ({suite}): {counts}")

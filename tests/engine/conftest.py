@@ -3,46 +3,15 @@
 from __future__ import annotations
 
 import contextlib
-import os
 from collections.abc import Generator, Iterator
 
 import pytest
 
 from .engine import SUITES, Engine
 from .lab import Lab
+from .pool import Engines
 
 _FAILED = pytest.StashKey[bool]()
-
-
-class Engines:
-    """The engines that run, by suite; started when first asked for."""
-
-    def __init__(self) -> None:
-        self._running: dict[str, Engine] = {}
-
-    def get(self, suite: str) -> Engine:
-        """A running engine with trestle beside it and the image loaded."""
-        if suite not in self._running:
-            engine = Engine(suite)
-            self._running[suite] = engine
-            try:
-                engine.start()
-                engine.load_image()
-                engine.daemon.start()
-            except BaseException:
-                self.discard(suite)
-                raise
-        return self._running[suite]
-
-    def discard(self, suite: str) -> None:
-        """End one, whatever its state."""
-        if engine := self._running.pop(suite, None):
-            engine.close()
-
-    def close(self) -> None:
-        """End all."""
-        for suite in list(self._running):
-            self.discard(suite)
 
 
 def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
@@ -50,14 +19,6 @@ def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
     if "lab" in metafunc.fixturenames:
         suites = list(SUITES) if metafunc.config.getoption("--full") else ["host"]
         metafunc.parametrize("lab", suites, indirect=True, scope="function")
-
-
-@pytest.fixture(scope="session")
-def engines() -> Iterator[Engines]:
-    """All of them; ended with the test run."""
-    assert os.geteuid() == 0, "these tests run a Docker engine in namespaces: run them as root"
-    with contextlib.closing(Engines()) as made:
-        yield made
 
 
 @pytest.fixture

@@ -255,10 +255,11 @@ class Engine:
         )
         subprocess.run(command, input=image_tar(), check=True, capture_output=True, timeout=120)
 
-    def version(self) -> tuple[int, ...]:
+    def version(self) -> tuple[int, int]:
         """The engine's version, as numbers."""
         text = self.docker("version", "--format", "{{.Server.Version}}")
-        return tuple(int(part) for part in text.partition("+")[0].split(".")[:2])
+        major, minor = text.split(".")[:2]
+        return int(major), int(minor)
 
     def inspect(self, *names: str) -> Any:
         """docker inspect of one object, as it is."""

@@ -1,0 +1,59 @@
+"""Both drivers are measured once for each engine and each setting of docker-proxy; the tests read the answers."""
+
+from __future__ import annotations
+
+import pytest
+
+from tests.engine.engine import NEWEST, SUITES
+from tests.engine.pool import Engines
+
+from .measure import Measured, measure
+from .table import CORE_HOSTS, HOSTS, Host
+
+
+def hosts_of(suite: str, *, full: bool) -> tuple[Host, ...]:
+    """The kinds of host that an engine is asked on: all with --full, else each setting, on older engines the core."""
+    if full:
+        return HOSTS
+    return CORE_HOSTS if suite == NEWEST else tuple(host for host in CORE_HOSTS if host.proxy)
+
+
+class Results:
+    """What was measured in this run."""
+
+    def __init__(self, engines: Engines, *, full: bool) -> None:
+        self._engines, self._full = engines, full
+        self._measured: dict[str, Measured] = {}
+        self._failed: dict[tuple[str, bool], BaseException] = {}
+
+    def of(self, suite: str, *proxies: bool) -> Measured:
+        """The answers on an engine, with docker-proxy, without, or (when not said) both where both are asked for."""
+        for proxy in proxies or (True, False):
+            hosts = [host for host in hosts_of(suite, full=self._full) if host.proxy is proxy]
+            if not hosts or (suite in self._measured and hosts[0] in self._measured[suite].answers):
+                continue
+            if (suite, proxy) in self._failed:  # a town that cannot be built costs once
+                raise self._failed[suite, proxy]
+            try:
+                found = measure(self._engines, suite, hosts)
+                self._measured.setdefault(suite, found).answers |= found.answers
+            except BaseException as error:
+                self._failed[suite, proxy] = error
+                raise
+        return self._measured[suite]
+
+
+@pytest.fixture(scope="session")
+def results(engines: Engines, pytestconfig: pytest.Config) -> Results:
+    """The measurements, made when first asked for."""
+    return Results(engines, full=pytestconfig.getoption("--full"))
+
+
+def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
+    """Engines, and on each the hosts that it is asked on."""
+    if "host" in metafunc.fixturenames:
+        full = metafunc.config.getoption("--full")
+        cases = [(suite, host) for suite in SUITES for host in hosts_of(suite, full=full)]
+        metafunc.parametrize(("suite", "host"), cases, ids=[f"{suite}-{host.title}" for suite, host in cases])
+    elif "suite" in metafunc.fixturenames:
+        metafunc.parametrize("suite", SUITES)
