@@ -264,7 +264,7 @@ def test_neighbour_discovery_of_an_endpoint() -> None:
     fact = EndpointRules("br-a", "veth0", "02:42:0a:01:00:02", ("10.1.0.2", "fd00:1::2"))
     chain = render(Ruleset(endpoints=frozenset({fact})), 6, False)["raw"].ordered["TRESTLE-G-veth0"]
     mine = "-m u32 --u32 0x30=0xfd000001&&0x34=0x0&&0x38=0x0&&0x3c=0x2"
-    local = "-m u32 --u32 0x30=0xfe800000&&0x34=0x0&&0x38=0x42aff&&0x3c=0xfe010002"
+    local = "-m u32 --u32 0x30=0xfe800000&&0x34=0x0&&0x38=0x420aff&&0x3c=0xfe010002"
     assert chain == (
         "-m mac ! --mac-source 02:42:0a:01:00:02 -j DROP",
         "-s :: -p 58 -m icmp6 --icmpv6-type 131 -j RETURN",
