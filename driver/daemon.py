@@ -16,6 +16,7 @@ from driver.endpoint import Endpoints, idle_line
 from driver.errors import KernelError
 from driver.firewall import backends
 from driver.firewall.hook import Hook
+from driver.firewalld import Firewalld
 from driver.flusher import Flusher
 from driver.heal import Healer
 from driver.hostfacts import Host
@@ -58,6 +59,7 @@ class Driver:
         self.firewall = self._backend.firewall
         self.hook = Hook(settings.mark, settings.hook)
         self.tallies = {cause: Tally() for cause in ("start", "repair", "drift")}
+        self._firewalld = Firewalld()
         self.healer = Healer(self._heal)
         self._watcher: Watcher | None = None
         self._gate = Gate()
@@ -97,6 +99,7 @@ class Driver:
         To be called before ``start``, so that nothing falls between the two.
         """
         self._watcher = Watcher(self.healer.tell, poll=POLL)
+        self.healer.tell(Change(zones=True))
 
     def ask_docker(self, ask: Callable[[], Roll | None], grace: float = GRACE) -> None:
         """From now on, compare in the background what we hold with what Docker knows; ``ask`` gives its lists."""
@@ -147,6 +150,7 @@ class Driver:
         if self._host.census:
             self._host.census.close()
         self.healer.close()
+        self._firewalld.close()
         self.flusher.close()
         self.ports.close()
         self.firewall.close()
@@ -213,6 +217,18 @@ class Driver:
 
     def _heal(self, change: Change) -> list[str]:
         """Mend what a change by somebody else has touched; one line for each thing mended."""
+        return self._heal_kernel(change) + self._heal_zones(change)
+
+    def _heal_zones(self, change: Change) -> list[str]:
+        """Keep our bridges in a zone of firewalld, where it runs; that a new one gets there is nothing to tell."""
+        bridges = {network.bridge for network in self.store.networks()}
+        told = change.zones or change.lost
+        if not told and not change.links & (bridges | self._firewalld.put):
+            return []
+        lines = self._firewalld.ensure(bridges)
+        return lines if told else []
+
+    def _heal_kernel(self, change: Change) -> list[str]:
         if change.lost or change.firewall:
             with self._gate.exclusive():
                 return self._mend("drift")
@@ -225,7 +241,8 @@ class Driver:
                 return self._mend("drift")
         # An event names a program; without one it is only time to look at what tells nobody.
         if change.hook and not change.by and self._netfilter_changed():
-            return self.repair()
+            with self._gate.exclusive():
+                return self._mend("drift")
         if change.hook and (change.by or self.hook.legacy_changed()):
             lines = self._reconciler.mend_hook()
             self.tallies["drift"].repairs += len(lines)

@@ -136,8 +136,8 @@ def _mixed(facts: Facts) -> Iterator[str]:
 def _firewalld(facts: Facts) -> Iterator[str]:
     if facts.firewalld is not None and (outside := sorted(facts.bridges - facts.firewalld)):
         yield (
-            f"firewalld runs and has {_some(outside)} in no zone, so it rejects what containers send out: "
-            f"run `firewall-cmd --permanent --zone=trusted --add-interface={outside[0]}` for each, "
+            f"firewalld runs and lets not everything pass from {_some(outside)}, so containers reach nothing outside: "
+            f"run `firewall-cmd --permanent --zone=trusted --change-interface={outside[0]}` for each, "
             "then `firewall-cmd --reload`"
         )
 

@@ -62,23 +62,25 @@ class Change:
 
     ``firewall``: a table of ours; ``hook``: FORWARD or DOCKER-USER of another owner, or it is time
     to look at legacy xtables; ``links``: names of interfaces that came, went or changed, or lost an
-    address or a route. ``by`` names the programs that changed nftables. ``lost``: events were lost,
-    anything may have changed.
+    address or a route; ``zones``: firewalld wrote its zones anew. ``by`` names the programs that
+    changed nftables. ``lost``: events were lost, anything may have changed.
     """
 
     firewall: bool = False
     hook: bool = False
+    zones: bool = False
     links: set[str] = field(default_factory=set)
     by: set[str] = field(default_factory=set)
     lost: bool = False
 
     def __bool__(self) -> bool:
-        return bool(self.firewall or self.hook or self.links or self.lost)
+        return bool(self.firewall or self.hook or self.zones or self.links or self.lost)
 
     def __or__(self, other: Change) -> Change:
         return Change(
             firewall=self.firewall or other.firewall,
             hook=self.hook or other.hook,
+            zones=self.zones or other.zones,
             links=self.links | other.links,
             by=self.by | other.by,
             lost=self.lost or other.lost,
@@ -187,7 +189,7 @@ class _Generation:
     """One transaction of nftables: what it touched is told first, who made it last."""
 
     def __init__(self) -> None:
-        self.firewall = self.hook = False
+        self.firewall = self.hook = self.zones = False
         name = Path("/proc/thread-self/comm").read_text().strip()
         self._own_name = name if name.startswith(OWN_NAME) else None
 
@@ -197,6 +199,8 @@ class _Generation:
         table = text(found.get(_TABLE_NAME, b""))
         if table == NAME:
             self.firewall = True
+        elif table == "firewalld":
+            self.zones = True
         elif table == "filter" and message.body[0] in _OWNER_FAMILIES:
             chain = found.get(_OF_RULE if kind in _RULE else _OF_CHAIN, b"")
             self.hook |= kind in _TABLE or (kind in (*_CHAIN, *_RULE) and text(chain) in CHAINS)
@@ -207,11 +211,12 @@ class _Generation:
         maker = int.from_bytes(found.get(_MAKER_PID, b""), "big")
         name = text(found.get(_MAKER_NAME, b""))
         ours = name == self._own_name or Path(f"/proc/self/task/{maker}").exists()
-        if (self.firewall or self.hook) and not ours:
+        if (self.firewall or self.hook or self.zones) and not ours:
             change.firewall |= self.firewall
             change.hook |= self.hook
+            change.zones |= self.zones
             change.by.add(name or str(maker))
-        self.firewall = self.hook = False
+        self.firewall = self.hook = self.zones = False
 
 
 def _note_route(message: Message, change: Change) -> None:

@@ -13,7 +13,7 @@ from driver.firewall.libnftables import Nft, NftError
 from driver.firewall.policy import legacy_filter
 from driver.model import Family
 
-_FIREWALLD = ("inet", "firewalld")
+FIREWALLD = ("inet", "firewalld")
 _ZONES = "filter_FORWARD_ZONES"  # of firewalld: which zone judges packets that come in by an interface
 _IPTABLES = ("filter", "nat", "mangle", "raw", "security")
 _HOOKED: tuple[tuple[str, str], ...] = (("ip", "filter"), ("ip6", "filter"))
@@ -60,7 +60,7 @@ def _look_at_nft(nft: Nft, found: Others, mark: int, hooked: bool, bridges: Coll
             and chain.get("policy") == "drop"
         ]
         iptables = family in ("ip", "ip6") and table in _IPTABLES
-        if not forward and not iptables and (family, table) != _FIREWALLD:
+        if not forward and not iptables and (family, table) != FIREWALLD:
             continue
         try:
             listed = nft.query(f"list table {family} {table}", terse=True)
@@ -69,8 +69,8 @@ def _look_at_nft(nft: Nft, found: Others, mark: int, hooked: bool, bridges: Coll
         if iptables:
             found.nft_rules |= any(not _accepts(rule["expr"], mark, ()) for rule in _rules(listed))
             found.ufw |= any("ufw-before-forward" in _words(rule["expr"]) for rule in _rules(listed, "FORWARD"))
-        if (family, table) == _FIREWALLD:
-            found.firewalld = frozenset(bridge for bridge in bridges if _has_zone(listed, bridge))
+        if (family, table) == FIREWALLD:
+            found.firewalld = accepted_by_firewalld(listed, bridges)
         if forward and not any(_accepts(rule["expr"], mark, bridges) for rule in _rules(listed)):
             mended = hooked and (family, table) in _HOOKED
             found.dropping += [Chain(f"{family} {table}", chain["name"], mended) for chain in forward]
@@ -115,6 +115,11 @@ def _words(value: Any) -> Iterator[Any]:
             yield from _words(item)
     else:
         yield value
+
+
+def accepted_by_firewalld(listed: Objects, bridges: Collection[str]) -> frozenset[str]:
+    """Those bridges that firewalld has in a zone that accepts everything; ``listed`` is its table."""
+    return frozenset(bridge for bridge in bridges if _has_zone(listed, bridge))
 
 
 def _has_zone(listed: Objects, bridge: str) -> bool:

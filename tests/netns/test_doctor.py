@@ -147,7 +147,7 @@ FAULTS: dict[str, Fault] = {
         "firewalld",
         rules(FIREWALLD),
         commands("nft delete table inet firewalld"),
-        ["--add-interface=br-"],
+        ["--change-interface=br-"],
     ),
     "a VPN's route over our subnet": (
         "overlap",

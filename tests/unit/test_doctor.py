@@ -57,7 +57,7 @@ def test_a_healthy_host_has_no_finding() -> None:
             ["containers of one network"],
         ),
         ("legacy-and-nft", {"legacy_rules": True, "nft_rules": True}, ["update-alternatives"]),
-        ("firewalld", {"firewalld": frozenset()}, ["--zone=trusted --add-interface=br-aaaaaaaaaaaa"]),
+        ("firewalld", {"firewalld": frozenset()}, ["--zone=trusted --change-interface=br-aaaaaaaaaaaa"]),
         ("ufw", {"ufw": True}, ["0.0.0.0:8080-8082/tcp", "127.0.0.1"]),
         (
             "host-ports",
