@@ -75,6 +75,11 @@ def pids() -> list[int]:
     return [pid for pid in children if b"iptables_worker" in Path(f"/proc/{pid}/cmdline").read_bytes()]
 
 
+def long(*values: str) -> object:
+    """One instance of a test for --full."""
+    return pytest.param(*values, marks=pytest.mark.long)
+
+
 # --- what iptables says of it -----------------------------------------------------------------------
 
 
@@ -131,16 +136,16 @@ def test_bridges_of_like_names_are_not_mixed_up(plain: Town, family: Family) -> 
     [
         ("-t mangle -F TRESTLE-GATE", "TRESTLE-GATE had 0 rules"),
         ("-t mangle -D TRESTLE-INTO -o br-a -j TRESTLE-INBOUND", "IPv6 -o br-a -j TRESTLE-INBOUND was missing"),
-        pytest.param("-t mangle -I TRESTLE-GATE -j ACCEPT", "TRESTLE-GATE had 10 rules, not the 9", marks=pytest.mark.long),
-        pytest.param("-t mangle -F FORWARD", "FORWARD did not lead to TRESTLE-FORWARD", marks=pytest.mark.long),
+        long("-t mangle -I TRESTLE-GATE -j ACCEPT", "TRESTLE-GATE had 10 rules, not the 9"),
+        long("-t mangle -F FORWARD", "FORWARD did not lead to TRESTLE-FORWARD"),
         ("-t mangle -I FORWARD -j ACCEPT", "FORWARD did not lead to TRESTLE-FORWARD first"),
-        pytest.param("-t mangle -A FORWARD -j TRESTLE-FORWARD", "IPv6 FORWARD did not lead to TRESTLE-FORWARD first and once", marks=pytest.mark.long),
-        pytest.param("-t mangle -N TRESTLE-EXTRA", "TRESTLE-EXTRA belongs to nothing", marks=pytest.mark.long),
+        long("-t mangle -A FORWARD -j TRESTLE-FORWARD", "IPv6 FORWARD did not lead to TRESTLE-FORWARD first and once"),
+        long("-t mangle -N TRESTLE-EXTRA", "TRESTLE-EXTRA belongs to nothing"),
         ("-t nat -F", "IPv6 PREROUTING did not lead to TRESTLE-PRE"),
-        pytest.param("-t nat -A TRESTLE-PUBANY -p tcp --dport 7 -j ACCEPT", "--dport 7 -j ACCEPT was too many", marks=pytest.mark.long),
-        pytest.param("-t nat -F TRESTLE-PUBANYRANGE", "IPv6 TRESTLE-PUBANYRANGE: -p", marks=pytest.mark.long),
-        pytest.param("-t raw -F TRESTLE-G-v-a1", "IPv6 TRESTLE-G-v-a1 had 0 rules", marks=pytest.mark.long),
-        pytest.param("-t raw -F PREROUTING", "PREROUTING did not lead to TRESTLE-RAW", marks=pytest.mark.long),
+        long("-t nat -A TRESTLE-PUBANY -p tcp --dport 7 -j ACCEPT", "--dport 7 -j ACCEPT was too many"),
+        long("-t nat -F TRESTLE-PUBANYRANGE", "IPv6 TRESTLE-PUBANYRANGE: -p"),
+        long("-t raw -F TRESTLE-G-v-a1", "IPv6 TRESTLE-G-v-a1 had 0 rules"),
+        long("-t raw -F PREROUTING", "PREROUTING did not lead to TRESTLE-RAW"),
         ("-t nat -A TRESTLE-MASQ -m length --length 7 -j LOG --log-prefix x", "LOG --log-prefix x"),
     ],
 )  # fmt: skip
