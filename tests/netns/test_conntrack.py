@@ -21,6 +21,12 @@ def firewall(town: Town) -> NftablesFirewall:
     return NftablesFirewall()
 
 
+@pytest.fixture(autouse=True, params=[2000, 0], ids=["few", "many"])
+def crowd(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Among many connections the kernel picks out those of an address; a single one counts as many here."""
+    monkeypatch.setattr(conntrack, "_FEW", request.param)
+
+
 class Client:
     """A UDP client on the LAN that keeps its socket, as DNS forwarders and VPNs do."""
 
