@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import contextlib
 import subprocess
 import sys
 import tempfile
 from pathlib import Path
 
 from tests.engine.engine import IMAGE, ROOT, image_tar
-from tests.engine.machine import Machine, NetworkNamespace, run, wait_until
+from tests.engine.machine import Machine, NetworkNamespace, remove_control_groups, run, wait_until
 
 # Process 1, as in tests/engine/machine.py, with three differences: control groups of its own, seen as the whole tree;
 # devices of its own; and systemd. What would reach the kernel that all machines here share is masked.
@@ -122,14 +121,6 @@ class SystemdMachine(Machine):
         """End everything, control groups included."""
         super().close()
         remove_control_groups(self.name)
-
-
-def remove_control_groups(name: str) -> None:
-    """Those of a machine that is gone."""
-    for top in Path("/sys/fs/cgroup").glob(f"*/{name}"):
-        for group in sorted(top.glob("**/"), reverse=True):
-            with contextlib.suppress(OSError):
-                group.rmdir()
 
 
 def package(version: str) -> Path:
