@@ -142,6 +142,7 @@ class Driver:
         with self._gate.exclusive():
             self._reconciler.converge(Plan())
             self._backend.clear_other()
+        self._firewalld.remove({network.bridge for network in self.store.networks()})
 
     def close(self) -> None:
         """Let go of sockets and files; the kernel keeps what it has, so traffic goes on."""

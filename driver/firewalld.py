@@ -55,6 +55,14 @@ class Firewalld:
         self.put.update(missing)
         return lines
 
+    def remove(self, bridges: Collection[str]) -> None:
+        """Take these bridges out of the zone, where firewalld runs and answers; a reload would do the same."""
+        self.put.update(bridges)
+        try:
+            self.ensure(())
+        except KernelError as error:
+            log.warning("%s", error)
+
     def close(self) -> None:
         """Let go of the library's socket; the bridges stay in their zone."""
         self._nft.close()

@@ -80,6 +80,8 @@ class Firewall:
 class Site:
     def __init__(self, world: World, driver: Driver, firewall: Firewall) -> None:
         self.world, self.driver, self.firewall = world, driver, firewall
+        self.running = ExitStack()
+        self.running.callback(driver.close)
         self.libnetwork = Libnetwork(driver, world)
         self.net = self.libnetwork.network("10.70.0.0/24")
         self.bridge = f"br-{self.net.id[:12]}"
@@ -102,10 +104,11 @@ def site(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Site]:
         eventually(firewall.runs, PATIENCE)
         monkeypatch.setenv("DBUS_SYSTEM_BUS_ADDRESS", firewall.bus)
         driver = Driver(Settings(state_dir=tmp_path / "state"))
-        stack.callback(driver.close)
         driver.watch()
         driver.start()
-        yield Site(world, driver, firewall)
+        site = Site(world, driver, firewall)
+        with site.running:
+            yield site
 
 
 def has_mended(driver: Driver, mends: int) -> bool:
@@ -127,6 +130,17 @@ def test_our_bridges_are_in_a_zone_that_lets_them_pass_for_as_long_as_there_is_a
     site.libnetwork.stop(site.web)
     site.libnetwork.remove(site.net)
     eventually(lambda: firewall.zone(bridge) == "", PATIENCE)
+
+
+def test_uninstalling_leaves_nothing_in_firewalld(site: Site, tmp_path: Path) -> None:
+    eventually(lambda: site.firewall.zone(site.bridge) == "trusted", PATIENCE)
+    site.running.close()
+    later = Driver(Settings(state_dir=tmp_path / "state"))
+    try:
+        later.remove()
+        assert site.firewall.zone(site.bridge) == ""
+    finally:
+        later.close()
 
 
 def test_a_bridge_that_the_admin_puts_into_another_zone_stays_there_and_the_doctor_says_what_follows(

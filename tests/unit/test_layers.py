@@ -12,7 +12,7 @@ import pytest
 ROOT = Path(__file__).parents[2]
 DRIVER = sorted((ROOT / "driver").rglob("*.py"))
 PLUGIN = sorted((ROOT / "plugin").rglob("*.py"))
-PURE = ("driver.model", "driver.options", "driver.plan", "driver.firewall.ruleset")
+PURE = ("driver.model", "driver.options", "driver.plan", "driver.doctor", "driver.firewall.ruleset")
 # What a pure module may import: nothing here opens a file, a socket, a process, a clock or a source of chance.
 PURE_LIBRARY = frozenset(
     {
