@@ -15,9 +15,10 @@ sys.path.insert(0, str(ROOT))
 
 import msgspec
 
-from driver.firewall import elements, skeleton
+from driver.firewall import elements, iptables_rules, skeleton
 from driver.firewall.libnftables import Nft
 from driver.firewall.nftables import NftablesFirewall
+from driver.firewall.ruleset import Ruleset
 from driver.model import Endpoint, Network, NetworkOptions, PortBinding, Subnet
 from driver.plan import plan_endpoint, plan_network
 from driver.settings import Settings
@@ -43,8 +44,8 @@ WEB = PortBinding(proto=6, host_ip="0.0.0.0", host_port=8080, container_port=80)
 WEB6 = PortBinding(proto=6, host_ip="::", host_port=8080, container_port=80)
 
 
-def example(name: str, options: dict[str, object]) -> dict[str, frozenset[str]]:
-    """The elements that the kernel holds for a network of this kind with one container."""
+def rules(name: str, options: dict[str, object]) -> Ruleset:
+    """What a network of this kind with one container asks of the firewall."""
     dual = name == "nat"
     subnets = [Subnet(pool="10.0.0.0/24", gateway="10.0.0.1/24")]
     if dual:
@@ -67,8 +68,13 @@ def example(name: str, options: dict[str, object]) -> dict[str, frozenset[str]]:
         sandbox="/",
         bindings=bindings,
     )
+    return (plan_network(network) | plan_endpoint(network, endpoint)).rules
+
+
+def example(name: str, options: dict[str, object]) -> dict[str, frozenset[str]]:
+    """The elements that the kernel holds for such a network."""
     firewall = NftablesFirewall(Settings().mark)
-    firewall.replace((plan_network(network) | plan_endpoint(network, endpoint)).rules)
+    firewall.replace(rules(name, options))
     held = {}
     for table in (skeleton.routed(Settings().mark), skeleton.bridged()):
         for one in Nft().query(f"list table {table.family} {skeleton.NAME}"):
@@ -95,9 +101,25 @@ def frame() -> str:
     return skeleton.routed(Settings().mark).chains.strip("\n").replace("\t\t", "    ").replace("\t", "")
 
 
+def legacy() -> str:
+    """The first example in the words of iptables, IPv4; the tests compare them with what iptables shows."""
+    name, _, options = EXAMPLES[0]
+    lines = []
+    for table, found in iptables_rules.whole(rules(name, options), 4, Settings().mark, physdev=True).items():
+        lines += [f"*{table}", *(f"-I {hook} -j {chain}" for hook, chain in iptables_rules.HOOKS[table].items())]
+        chains = {**found.ordered, **{chain: tuple(sorted(some)) for chain, some in found.shared.items()}}
+        lines += [f"-A {chain} {rule}" for chain in sorted(chains) for rule in chains[chain]]
+    return "\n".join(lines)
+
+
 def page(text: str) -> str:
     """The page with its generated parts made anew."""
-    for mark, made in (("examples", "\n\n".join(sections())), ("frame", f"```\n{frame()}\n```")):
+    parts = {
+        "examples": "\n\n".join(sections()),
+        "frame": f"```\n{frame()}\n```",
+        "iptables": f"```\n{legacy()}\n```",
+    }
+    for mark, made in parts.items():
         text = re.sub(
             rf"(<!-- {mark} -->\n).*?(\n<!-- end -->)",
             lambda found, made=made: f"{found[1]}{made}{found[2]}",

@@ -5,10 +5,10 @@
 prints one JSON object: family -> {"chain", "why", "fault"}; ``fault`` is what was wrong before.
 
 python-iptables is not safe beside other threads, redirects standard output while it works and runs
-ldconfig when imported, so it lives here and nowhere else. What else it needs (firewall page 1): no
-autocommit, which swallows failures; the xtables lock, which it does not take; a fresh snapshot
-under that lock; reading back what was committed. Only rules with standard verdicts are decoded:
-decoding a jump opens, and so creates, every legacy table.
+modprobe when imported, so it lives here, and in ``iptables_worker``, and nowhere else. What else it
+needs (firewall page 1): no autocommit, which swallows failures; the xtables lock, which it does not
+take; a fresh snapshot under that lock; reading back what was committed. Only rules with standard
+verdicts are decoded: decoding a jump opens, and so creates, every legacy table.
 """
 
 from __future__ import annotations
@@ -22,6 +22,7 @@ import time
 from collections.abc import Iterator
 from typing import Any
 
+from driver.firewall.iptables_entries import load
 from driver.firewall.placement import (
     CHAINS,
     COMMENT,
@@ -63,8 +64,7 @@ class Filter:
     """The filter table of one family, read afresh."""
 
     def __init__(self, family: int, mark: int) -> None:
-        import iptc  # ldconfig and modprobe run when it is imported
-
+        iptc = load()
         self._iptc, self._mark = iptc, f"{mark:#x}/{mark:#x}"
         self._rule_type = iptc.Rule if family == 4 else iptc.Rule6
         self._table = (iptc.Table if family == 4 else iptc.Table6)("filter", autocommit=False)
