@@ -22,6 +22,7 @@ from driver.daemon import Driver
 from driver.errors import Conflict, InvalidRequest, NotFound, TrestleError
 from driver.report import report
 from plugin import docker, logs, messages, metrics
+from plugin.memory import give_memory_back
 from plugin.verbs import VERBS, Answer, Verb
 from plugin.version import version
 
@@ -31,6 +32,7 @@ PLUGIN_JSON = "application/vnd.docker.plugins.v1.2+json"
 JSON = "application/json"
 # 16 384 ports of tcp and of udp take 3.4 MiB without and 4.6 MiB with a long host address (tests/unit/test_app.py).
 MAX_BODY = 8 * 2**20
+LONG_BODY = 2**16  # some five hundred ports
 OWN = "/trestle/v1/"
 
 
@@ -67,6 +69,8 @@ def _serve_verb(driver: Driver, calls: metrics.Calls, path: str, verb: Verb[Any]
         seconds = time.perf_counter() - started
         calls.add(name, seconds, failed=answer.status_code != 200)
         log.log(level, "%s", said, extra=logs.with_fields(ms=round(seconds * 1000, 1)))
+    if (request.content_length or 0) > LONG_BODY:
+        answer.call_on_close(give_memory_back)
     return answer
 
 
