@@ -14,6 +14,7 @@ __all__ = ["engines"]  # a fixture, here for tests/engine and tests/parity alike
 
 TESTS = Path(__file__).parent
 ORDER = ("unit", "budget", "netns", "engine", "parity")
+LONG = ("parity", "ship")  # folders of suites that unpack engines, build images and packages
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
@@ -25,8 +26,15 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
     """Cheap and telling first; the long ones only with --full."""
+    # Whoever names such a folder on the command line means it.
+    named = {part for part in LONG for argument in config.args if part in argument}
     if not config.getoption("--full"):
-        long = [item for item in items if item.get_closest_marker("long")]
+        suites = [TESTS / part for part in LONG if part not in named]
+        long = [
+            item
+            for item in items
+            if item.get_closest_marker("long") or any(suite in item.path.parents for suite in suites)
+        ]
         config.hook.pytest_deselected(items=long)
         items[:] = [item for item in items if item not in long]
 
