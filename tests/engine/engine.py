@@ -25,6 +25,7 @@ TRESTLE = str(Path(sys.executable).parent / "trestle")
 ENGINES = Path(os.environ.get("TRESTLE_ENGINES", "/var/cache/trestle/engines"))
 # Engines by the Debian suite they come from; "host" is the one that is installed on this machine.
 SUITES = {"host": Path("/"), "trixie": ENGINES / "trixie", "forky": ENGINES / "forky"}
+OLDEST = {"host": (20, 10), "trixie": (26, 1), "forky": (28, 5)}  # what these suites have, or newer
 NEWEST = "forky"
 
 

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import pytest
 
-from tests.engine.engine import NEWEST, SUITES
+from tests.engine.engine import NEWEST, OLDEST, SUITES
 from tests.engine.pool import Engines
 
 from .measure import Measured, measure
+from .stories import STORIES, Story
 from .table import CORE_HOSTS, HOSTS, Host
 
 
@@ -16,6 +17,11 @@ def hosts_of(suite: str, *, full: bool) -> tuple[Host, ...]:
     if full:
         return HOSTS
     return CORE_HOSTS if suite == NEWEST else tuple(host for host in CORE_HOSTS if host.proxy)
+
+
+def stories_of(suite: str, *, full: bool) -> list[Story]:
+    """The stories that an engine can tell: on older engines the core, with --full all."""
+    return [story for story in STORIES if story.since <= OLDEST[suite] and (full or suite == NEWEST or story.core)]
 
 
 class Results:
@@ -55,5 +61,9 @@ def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
         full = metafunc.config.getoption("--full")
         cases = [(suite, host) for suite in SUITES for host in hosts_of(suite, full=full)]
         metafunc.parametrize(("suite", "host"), cases, ids=[f"{suite}-{host.title}" for suite, host in cases])
+    elif "story" in metafunc.fixturenames:
+        full = metafunc.config.getoption("--full")
+        told = [(suite, story) for suite in SUITES for story in stories_of(suite, full=full)]
+        metafunc.parametrize(("suite", "story"), told, ids=[f"{suite}-{story.name}" for suite, story in told])
     elif "suite" in metafunc.fixturenames:
         metafunc.parametrize("suite", SUITES)

@@ -11,6 +11,7 @@ from tests.engine.pool import Engines
 
 from .answers import words
 from .differences import Difference, explain
+from .stories import Observed, Stage, Story
 from .table import NETWORKS, Host, Network, Version
 from .town import DRIVERS, Scenario, Town, scenarios
 
@@ -73,3 +74,17 @@ def measure(engines: Engines, suite: str, hosts: Collection[Host]) -> Measured:
             for host in hosts
         },
     )
+
+
+def tell(engines: Engines, suite: str, story: Story, driver: str) -> Observed:
+    """One story with one driver, on an engine that is clean before and after."""
+    engine = engines.get(suite)
+    try:
+        with contextlib.closing(Lab(engine)) as lab:
+            observed = story.tell(Stage(lab, driver, engine.version()))
+            engine.clear()
+            assert (left := lab.remains()) == [], left
+    except BaseException:
+        engines.discard(suite)
+        raise
+    return observed
