@@ -26,9 +26,9 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """
     tests: dict[str, list[pytest.Function]] = {}
     for item in items:
-        if isinstance(item, pytest.Function) and hasattr(item, "callspec"):
-            if item.callspec.params.get("firewall") == "iptables":
-                tests.setdefault(item.nodeid.partition("[")[0], []).append(item)
+        parameters = item.callspec.params if isinstance(item, pytest.Function) and hasattr(item, "callspec") else {}
+        if isinstance(item, pytest.Function) and parameters.get("firewall") == "iptables":
+            tests.setdefault(item.nodeid.partition("[")[0], []).append(item)
     for number, instances in enumerate(tests.values()):
         for index, item in enumerate(instances):
             if index != number % len(instances):
