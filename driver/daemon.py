@@ -78,7 +78,7 @@ class Driver:
             released=self.endpoints.address_released,
             pool_released=self.networks.pool_released,
         )
-        self._host = Host(settings, self.store, self.ports, self.endpoints)
+        self._host = Host(settings, self.firewall.name, self.store, self.ports, self.endpoints)
 
     def start(self) -> list[str]:
         """Rebuild the kernel from the store; one line for each thing mended. Before the first answer.

@@ -30,7 +30,7 @@ class Firewalld:
     """Puts bridges into the zone and takes them out. Not thread-safe; the healer's thread uses it."""
 
     def __init__(self) -> None:
-        self._nft = Nft()
+        self._nft: Nft | None = None
         self.put: set[str] = set()
 
     def ensure(self, bridges: Collection[str]) -> list[str]:
@@ -39,6 +39,7 @@ class Firewalld:
         One line for each bridge that was put into the zone. Raises KernelError when it does not answer.
         """
         try:
+            self._nft = self._nft or Nft()
             listed = self._nft.query(f"list table {' '.join(FIREWALLD)}", terse=True)
         except NftError:  # it does not run
             self.put.clear()
@@ -65,7 +66,8 @@ class Firewalld:
 
     def close(self) -> None:
         """Let go of the library's socket; the bridges stay in their zone."""
-        self._nft.close()
+        if self._nft:
+            self._nft.close()
 
 
 class _Bus:

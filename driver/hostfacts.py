@@ -32,8 +32,9 @@ _LISTENING = "0A"
 class Host:
     """Looks at the host. ``census`` is what Docker does not know, None where it is not compared."""
 
-    def __init__(self, settings: Settings, store: Store, ports: HostPorts, endpoints: Endpoints) -> None:
+    def __init__(self, settings: Settings, backend: str, store: Store, ports: HostPorts, endpoints: Endpoints) -> None:
         self._settings = settings
+        self._backend = backend
         self._store = store
         self._ports = ports
         self._endpoints = endpoints
@@ -43,7 +44,7 @@ class Host:
         """Everything the doctor wants to know. Raises KernelError."""
         settings, networks, endpoints = self._settings, self._store.networks(), self._store.endpoints()
         bridges = {network.bridge for network in networks}
-        firewalls = others.look(settings.mark, settings.hook, bridges)
+        firewalls = others.look(settings.mark, settings.hook, self._backend, bridges)
         kernel = Kernel(settings.proc_sys_net)
         with kernel.session() as session:
             uplink = session.uplink()

@@ -55,7 +55,10 @@ def _links(settings: Settings) -> list[dict[str, Any]] | str:
 
 
 def _tables() -> list[str]:
-    nft = Nft()
+    try:
+        nft = Nft()
+    except NftError as error:
+        return [f"# {error}"]
     shown = []
     for family in ("inet", "bridge"):
         try:

@@ -108,7 +108,7 @@ def _parser() -> argparse.ArgumentParser:
         command.add_argument("--json", action="store_true", help="print JSON, for programs")
         command.add_argument("--socket", metavar="PATH", help="the daemon's socket (else TRESTLE_SOCKET)")
         if name == "support":
-            command.add_argument("-o", "--output", metavar="FILE", help="the archive (trestle-support-TIME.tar.gz)")
+            command.add_argument("-o", "--output", metavar="FILE", help="the archive, - for standard output")
         if name == "inspect":
             command.add_argument("id", metavar="ID", help="the beginning of an id, or the name of a bridge")
         command.set_defaults(run=run)
@@ -199,6 +199,9 @@ def _support(chosen: argparse.Namespace) -> int:
     texts = {f"{name}.txt": rest.pop(name) for name in ("nft", "log")} if isinstance(rest, dict) else {}
     folder = time.strftime("trestle-support-%Y%m%d-%H%M%S", time.gmtime(now))
     content = archive(folder, {**parts, **texts, "host.json": rest}, now)
+    if chosen.output == "-":
+        sys.stdout.buffer.write(content)
+        return FINE
     output = Path(chosen.output or f"{folder}.tar.gz")
     try:
         with os.fdopen(os.open(output, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "wb") as file:

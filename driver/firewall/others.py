@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import fnmatch
 from collections.abc import Collection, Iterator, Mapping
+from contextlib import suppress
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -33,23 +34,25 @@ class Others:
     ufw: bool = False
 
 
-def look(mark: int, setting: str, bridges: Collection[str]) -> Others:
-    """Look at the network namespace of the calling thread; ``setting`` is that of the hook. Raises KernelError."""
+def look(mark: int, setting: str, backend: str, bridges: Collection[str]) -> Others:
+    """Look at the network namespace of the calling thread; ``setting`` is that of the hook. Raises KernelError.
+
+    Where our own ``backend`` is iptables, rules in legacy tables tell nothing of others.
+    """
     found = Others()
-    nft = Nft()
-    try:
-        _look_at_nft(nft, found, mark, setting in ("auto", "nft"), bridges)
-    finally:
-        nft.close()
+    with suppress(NftError):  # no library, or no nf_tables in this kernel
+        nft = Nft()
+        try:
+            _look_at_nft(nft, found, mark, setting in ("auto", "nft"), bridges)
+        finally:
+            nft.close()
     _look_at_legacy(found, mark, setting in ("auto", "legacy"))
+    found.legacy_rules &= backend != "iptables"
     return found
 
 
 def _look_at_nft(nft: Nft, found: Others, mark: int, hooked: bool, bridges: Collection[str]) -> None:
-    try:
-        chains = [one["chain"] for one in nft.query("list chains") if "chain" in one]
-    except NftError:
-        return  # no nf_tables in this kernel
+    chains = [one["chain"] for one in nft.query("list chains") if "chain" in one]
     tables = {(chain["family"], chain["table"]) for chain in chains}
     for family, table in sorted(tables):
         forward = [

@@ -46,15 +46,10 @@ def run(*command: str, text: str | None = None) -> None:
 
 
 def doctor(daemon: Daemon) -> list[dict[str, str]]:
-    """What the command finds; it must say the same to people, and by its exit code."""
-    command = [sys.executable, "-m", "plugin.cli", "doctor", "--socket", str(daemon.socket)]
-    for_people, for_programs = (
-        subprocess.run([*command, *form], cwd=ROOT, capture_output=True, text=True) for form in ([], ["--json"])
-    )
-    assert for_people.stderr == for_programs.stderr == ""
-    found: list[dict[str, str]] = json.loads(for_programs.stdout)
-    assert for_people.stdout == "".join(f"{one['check']}: {one['text']}\n" for one in found)
-    assert for_people.returncode == for_programs.returncode == bool(found)
+    """What it finds."""
+    answer = daemon.get("/trestle/v1/doctor")
+    assert answer.status == 200, answer.json
+    found: list[dict[str, str]] = answer.json
     return found
 
 
@@ -193,6 +188,25 @@ def test_it_finds(site: Site, fault: str) -> None:
     assert doctor(site.daemon) == []
 
 
+def test_the_command_says_it_to_people_and_to_programs_and_by_its_exit_code(site: Site) -> None:
+    command = [sys.executable, "-m", "plugin.cli", "doctor", "--socket", str(site.daemon.socket)]
+
+    def said(*form: str) -> tuple[int, str, str]:
+        done = subprocess.run([*command, *form], cwd=ROOT, capture_output=True, text=True)
+        return done.returncode, done.stdout, done.stderr
+
+    assert said() == (0, "", "")
+    assert said("--json") == (0, "[]\n", "")
+    site.world.host.sysctl("ipv4/ip_forward", 0)
+    try:
+        (found,) = doctor(site.daemon)
+        assert said() == (1, f"{found['check']}: {found['text']}\n", "")
+        code, out, _ = said("--json")
+        assert (code, json.loads(out)) == (1, [found])
+    finally:
+        site.world.host.sysctl("ipv4/ip_forward", 1)
+
+
 @pytest.mark.parametrize("tool", ["iptables-nft", "iptables-legacy"])
 def test_a_forward_that_drops_is_no_fault_while_the_shared_rule_stands(site: Site, tool: str) -> None:
     run(tool, "-P", "FORWARD", "DROP")
@@ -275,6 +289,13 @@ def test_it_finds_a_dockerd_that_was_first_after_a_boot(world: World, tmp_path: 
         daemon.start()
         daemon.wait()
         assert [found["check"] for found in doctor(daemon)] == ["start-order"]
+
+
+def test_our_own_rules_in_iptables_legacy_are_no_fault(world: World, tmp_path: Path) -> None:
+    with running(tmp_path, TRESTLE_FIREWALL="iptables") as daemon:
+        publish(daemon)
+        run("iptables-nft", "-A", "INPUT", "-s", "192.0.2.9", "-j", "DROP")
+        assert doctor(daemon) == []
 
 
 # -- what is dead -------------------------------------------------------------------------------
