@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import socket
 import threading
 import time
@@ -81,15 +82,21 @@ def test_an_answer_that_is_none_of_dockers_is_one_sentence(tmp_path: Path, answe
         server.listen()
 
         def serve() -> None:
-            for _ in range(2):
-                connection, _ = server.accept()
-                with connection:
-                    connection.recv(65536)
-                    connection.sendall(answer)
+            with contextlib.suppress(OSError):  # the end of the test
+                while True:
+                    connection, _ = server.accept()
+                    with connection:
+                        connection.recv(65536)
+                        connection.sendall(answer)
 
-        threading.Thread(target=serve, daemon=True).start()
-        with pytest.raises(docker.DockerError, match=str(path)):
-            docker.roll(path)
+        thread = threading.Thread(target=serve)
+        thread.start()
+        try:
+            with pytest.raises(docker.DockerError, match=str(path)):
+                docker.roll(path)
+        finally:
+            server.shutdown(socket.SHUT_RDWR)
+            thread.join()
 
 
 @pytest.mark.parametrize("path", [None, Path("/no/such/docker.sock")])
