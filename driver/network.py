@@ -123,7 +123,7 @@ class Networks:
     def _bury(self, network: Network) -> None:
         """Delete a network that Docker has no more, unless a container lives on it."""
         if self._store.network(network.id) and not self._endpoints.any_alive(network.id):
-            log.warning("network %s is dead: its subnet was given back or to another network", network.id[:12])
+            log.info("network %s goes: its subnet was given back or to another network", network.id[:12])
             self._delete(network)
 
     def _new(self, network_id: str, options: NetworkOptions, subnets: tuple[Subnet, ...]) -> Network:

@@ -187,7 +187,8 @@ def test_a_network_may_take_a_bridge_of_the_admin_and_give_it_back(site: Site) -
 def test_the_shared_rule_lets_what_iptables_marked_pass_anothers_drop(site: Site, side: str) -> None:
     owner = Owner(side)
     owner.docker_user(returns=True)
-    assert site.driver.repair() != []
+    site.driver.repair()  # unless the watcher was faster
+    assert site.driver.check() == []
     assert site.works()
     status = site.driver.status()["hook"]
     assert isinstance(status, dict)
