@@ -28,11 +28,24 @@ class Plan:
     ports: Mapping[int, int]  # rounds by number of published ports
     bridge_up_to: int  # the built-in bridge is left out beyond so many ports
     at_once: int
+    kinds: Sequence[str] = ("mixed",)
     grown: Sequence[int] = ()
+    restart_with: int = 0
 
 
 QUICK = Plan(rounds=5, ports={1: 5, 10: 2, 100: 1, 1000: 2, 16384: 1}, bridge_up_to=100, at_once=10)
 FULL = Plan(rounds=25, ports={1: 25, 10: 11, 100: 5, 1000: 3, 16384: 3}, bridge_up_to=1000, at_once=50, grown=(10, 100))
+
+
+# What ports a container publishes, by number: container port, protocol, host port.
+KINDS: dict[str, tuple[str, Callable[[int], Port]]] = {
+    "mixed": (
+        "every other one udp, host and container ports shifted",
+        lambda n: (1000 + n, ("tcp", "udp")[n % 2], 20000 + n),
+    ),
+    "equal": ("udp, one range, equal numbers", lambda n: (20000 + n, "udp", 20000 + n)),
+    "scattered": ("tcp, every other number", lambda n: (1000 + n, "tcp", 20000 + 2 * n)),
+}
 
 
 class Bench:
@@ -56,12 +69,14 @@ class Bench:
         """Everything."""
         rows = self.plain(plan.rounds)
         for count, rounds in plan.ports.items():
-            rows += self.published(count, rounds, bridge=count <= plan.bridge_up_to)
+            rows += self.published(count, rounds, "mixed", bridge=count <= plan.bridge_up_to)
+        for kind in plan.kinds[1:]:
+            rows += self.published(max(plan.ports), 1, kind, bridge=False)
         rows += [self.occupied(100), *self.at_once(plan.at_once, max(1, plan.rounds // 5))]
         rows += self.networks(plan.rounds) + self.connections(plan.rounds)
         for count in plan.grown:
             rows += self.grown(count)
-        return rows
+        return rows + (self.restarted(plan.restart_with) if plan.restart_with else [])
 
     # -- one container --------------------------------------------------------------------------
 
@@ -84,12 +99,14 @@ class Bench:
         rows.append(Row("containers", "rm -f", "ms", removed, API, _versus(removed), BRIDGE, chart="life"))
         return rows
 
-    def published(self, count: int, rounds: int, *, bridge: bool) -> list[Row]:
+    def published(self, count: int, rounds: int, kind: str, *, bridge: bool) -> list[Row]:
         """The same with published ports."""
         variants = [TRESTLE, *(name for name in (BRIDGE, NO_PROXY) if bridge and name in self.places)]
-        ports = [(1000 + n, "udp" if n % 2 else "tcp", 20000 + n) for n in range(count)]
-        started, removed = self._lives(rounds, variants, ports, f"{count} ports", once=count >= 1000)
-        how = f"{API}; `-p` of {count} ports, every other one udp, host and container ports shifted"
+        said, make = KINDS[kind]
+        ports = [make(n) for n in range(count)]
+        started, removed = self._lives(rounds, variants, ports, f"{count} ports, {kind}", once=count >= 1000)
+        how = f"{API}; `-p` of {count} ports: {said}"
+        name, drawn = (f"{count} ports", "ports") if kind == "mixed" else (f"{count} {kind} ports", "")
         goal, reached, versus = "", None, _versus(started)
         if count == 16384:
             goal = f"built-in cannot; ≤ {WHOLE:g} s whole, ≤ {OURS:g} s of it ours"
@@ -97,10 +114,10 @@ class Bench:
         elif count in GOALS:
             goal, reached = f"≤ {GOALS[count]:g}×", None if versus is None else versus[0] <= GOALS[count]
         return [
-            Row("containers", f"start with {count} ports", "ms", started, how, versus, BRIDGE if versus else "",
-                goal, reached, note=_apart(started), chart="ports", x=count, aside=(OWN,)),
-            Row("containers", f"rm -f with {count} ports", "ms", removed, how, _versus(removed),
-                BRIDGE if versus else "", chart="ports-rm", x=count),
+            Row("containers", f"start with {name}", "ms", started, how, versus, BRIDGE if versus else "",
+                goal, reached, note=_apart(started), chart=drawn, x=count, aside=(OWN,)),
+            Row("containers", f"rm -f with {name}", "ms", removed, how, _versus(removed),
+                BRIDGE if versus else "", chart=drawn and "ports-rm", x=count),
         ]  # fmt: skip
 
     def _lives(
@@ -220,6 +237,27 @@ class Bench:
         return [
             Row("containers", "network connect", "ms", made, API, _versus(made), BRIDGE, chart="life"),
             Row("containers", "network disconnect", "ms", gone, API, _versus(gone), BRIDGE, chart="life"),
+        ]
+
+    def restarted(self, count: int) -> list[Row]:
+        """Start of dockerd while so many containers live on (live-restore)."""
+        engine, took = self.docker.engine, Series()
+        engine.restart("--live-restore")
+        for number in range(3):
+            for variant in (TRESTLE, BRIDGE, NONE):
+                progress(f"containers, dockerd start with {count}: {variant}, {number + 1} of 3")
+                _, network = self.places[variant]
+                ports = [[] if variant == NONE else [(80, "tcp", 20000 + n)] for n in range(count)]
+                made = [self.docker.run(network, one) for one in ports]
+                engine.stop()
+                with took.timed(variant):
+                    engine.start("--live-restore")
+                for container in made:
+                    self.docker.remove(container)
+        samples = took.samples()
+        how = "from exec of dockerd to its first answer; the containers publish a port each and live on (live-restore)"
+        return [
+            Row("containers", f"dockerd start with {count} containers", "ms", samples, how, _versus(samples), BRIDGE)
         ]
 
     def grown(self, count: int) -> list[Row]:

@@ -86,7 +86,20 @@ def restore(sizes: tuple[int, ...], rounds: int) -> list[Row]:
             samples = in_turn(rounds, variants, f"restore {networks} networks").samples()
             samples["links and rules wiped"] = Sample((_after_wipe(at),))
         rows.append(_restored(networks, samples, largest=networks == max(sizes)))
+        rows.append(_grown(networks, at.lives))
     return rows
+
+
+def _grown(networks: int, lives: list[float]) -> Row:
+    """Whether a container costs more the more there are."""
+    tenth = max(5, len(lives) // 10)
+    samples = {"first": Sample(tuple(lives[:tenth])), "last": Sample(tuple(lives[-tenth:]))}
+    ratio = samples["last"].median / samples["first"].median
+    return Row(
+        "daemon", f"a container's calls, the last of {networks} networks", "ms", samples,
+        f"CreateEndpoint, Join and ProgramExternalConnectivity together, {tenth} containers each", (ratio,) * 3,
+        against="the first",
+    )  # fmt: skip
 
 
 def _restored(networks: int, samples: dict[str, Sample], *, largest: bool) -> Row:
@@ -150,10 +163,9 @@ def _populated(networks: int) -> Iterator[Place]:
             for member in (2 * number, 2 * number + 1):
                 published = [port(80, 20000 + member)]
                 endpoint = Endpoint(net, net.address(2 + member % 2), published, sandboxes.path(member))
-                at.client.call(endpoint.create())
-                at.client.call(endpoint.join())
+                took = at.client.timed(endpoint.create())[0] + at.client.timed(endpoint.join())[0]
                 sandboxes.take(member, endpoint.peer)
-                at.client.call(endpoint.program())
+                at.lives.append(took + at.client.timed(endpoint.program())[0])
         yield at
 
 

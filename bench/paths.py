@@ -59,6 +59,7 @@ class Town:
                 NATIVE: Way(self.host, "127.0.0.1"),
             },
             "host to container": {kind: Way(self.host, self.addresses[kind]) for kind in kinds},
+            "container to host": {kind: Way(self.clients[kind], HOST4) for kind in kinds},
             "published port, from the LAN": {
                 **{kind: Way(self.lan, HOST4, OUTSIDE[kind]) for kind in kinds},
                 NATIVE: Way(self.lan, HOST4),

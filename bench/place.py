@@ -18,13 +18,14 @@ DISK = "/var/tmp"  # /tmp may be memory, where a durable commit costs nothing
 
 
 class Place:
-    """A daemon inside a world. ``client`` calls it."""
+    """A daemon inside a world. ``client`` calls it; ``lives`` is room for what its calls took, in milliseconds."""
 
     def __init__(self, world: World, folder: Path) -> None:
         self.world = world
         self.daemon = Daemon(folder)
         self.client = Client(self.daemon.socket)
         self._container: Namespace | None = None
+        self.lives: list[float] = []
 
     def start(self, module: str = "bench.floor") -> None:
         """Start the daemon, with the floors' routes unless another module is named, and wait for its first answer."""
