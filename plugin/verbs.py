@@ -128,8 +128,10 @@ def _no_information(driver: Driver, request: messages.Request) -> Answer:
 
 VERBS: dict[str, Verb[Any]] = {
     "/Plugin.Activate": _constant({"Implements": ["NetworkDriver", "IpamDriver"]}),
+    # Global connectivity means no more than that a swarm's service names are resolved on our networks: without it
+    # only names of tasks are. Outside a swarm it means nothing.
     "/NetworkDriver.GetCapabilities": _constant(
-        {"Scope": "local", "ConnectivityScope": "local", "GwAllocChecker": True}
+        {"Scope": "local", "ConnectivityScope": "global", "GwAllocChecker": True}
     ),
     "/NetworkDriver.GwAllocCheck": Verb(messages.OptionsOnly, _gw_alloc_check),
     "/NetworkDriver.AllocateNetwork": Verb(messages.CreateNetwork, _allocate_network),

@@ -24,7 +24,7 @@ from tests.netns.world import World
 
 WITHOUT_ARGUMENT = {
     "Plugin.Activate": {"Implements": ["NetworkDriver", "IpamDriver"]},
-    "NetworkDriver.GetCapabilities": {"Scope": "local", "ConnectivityScope": "local", "GwAllocChecker": True},
+    "NetworkDriver.GetCapabilities": {"Scope": "local", "ConnectivityScope": "global", "GwAllocChecker": True},
     "IpamDriver.GetCapabilities": {"RequiresMACAddress": False, "RequiresRequestReplay": False},
     "IpamDriver.GetDefaultAddressSpaces": {
         "LocalDefaultAddressSpace": "trestle",
