@@ -255,10 +255,12 @@ class Reconciler:
         Raises KernelError when something is still different afterwards.
         """
         with self._kernel.session() as session:
-            found = _all_differences(want, session.observe(want))
-            with suppress(KernelError):  # what is left is found below, when the firewall has had its turn
-                _mend(session, found)
             observed = session.observe(want)
+            found = _all_differences(want, observed)
+            if found:
+                with suppress(KernelError):  # what is left is found below, when the firewall has had its turn
+                    _mend(session, found)
+                observed = session.observe(want)
         with self._frame:
             mended = [difference.text for difference in found] + self._converge_rules(want, observed)
         left = [difference.text for difference in _all_differences(want, observed)]
