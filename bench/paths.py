@@ -155,6 +155,9 @@ _SAID = {
 }
 
 
+_PROXY = "the built-in's proxy accepts a connection before it has reached the container"
+
+
 def _judged(name: str, what: str, series: Series, unit: str, how: str, *, more: bool) -> Row:
     """Better than the bridge, or so near that half of the rounds say so."""
     samples = series.samples()
@@ -162,6 +165,8 @@ def _judged(name: str, what: str, series: Series, unit: str, how: str, *, more: 
     ahead = ratio[0] >= 1 if more else ratio[0] <= 1
     even = ratio[1] <= 1 <= ratio[2]
     note = "" if ahead or not even else f"{TOGETHER}: one lies between the quartiles of the ratio"
+    if "127.0.0.1" in name and what == "new connections":
+        note = "; ".join(filter(None, (note, _PROXY)))
     if NATIVE in samples:
         near = samples[TRESTLE].median / samples[NATIVE].median
         note = "; ".join(filter(None, (note, f"{near:.2f}× of {NATIVE}")))
