@@ -62,6 +62,11 @@ def parse(raw: bytes) -> Answer:
     return Answer(int(first.split()[1]), {name.lower(): value for name, value in headers.items()}, body)
 
 
+def _environment() -> dict[str, str]:
+    """This process's, without what is said to the tests: the daemon would warn of settings that it does not know."""
+    return {name: value for name, value in os.environ.items() if not name.startswith("TRESTLE_")}
+
+
 class Daemon:
     """``trestle serve`` in the caller's network namespace, with a socket and a state directory of its own."""
 
@@ -80,7 +85,7 @@ class Daemon:
         """Start it; ``wait`` tells when it answers."""
         with self.log.open("ab") as log:
             self.process = subprocess.Popen(
-                command or self.command, cwd=ROOT, stderr=log, env=os.environ | dict(env or {}), **rest
+                command or self.command, cwd=ROOT, stderr=log, env=_environment() | dict(env or {}), **rest
             )
 
     def wait(self) -> None:
