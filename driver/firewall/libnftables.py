@@ -48,6 +48,9 @@ def _library() -> ctypes.CDLL:
     return lib
 
 
+_LISTINGS = 5  # attempts at one list
+
+
 class Nft:
     """One libnftables context behind one lock; make it in the network namespace it is meant for."""
 
@@ -66,9 +69,14 @@ class Nft:
 
     def query(self, text: str, *, terse: bool = False) -> list[dict[str, Any]]:
         """The objects that a list command prints as JSON; ``terse`` leaves out set elements."""
-        output = self._call(text, _JSON | _NUMERIC | (_TERSE if terse else 0))
-        objects: list[dict[str, Any]] = json.loads(output)["nftables"] if output else []
-        return objects
+        for _ in range(_LISTINGS):
+            output = self._call(text, _JSON | _NUMERIC | (_TERSE if terse else 0))
+            try:
+                objects: list[dict[str, Any]] = json.loads(output)["nftables"] if output else []
+            except json.JSONDecodeError:
+                continue  # a table that went while it was listed leaves a hole in what is printed
+            return objects
+        raise NftError(f"nftables changes too fast for `{text}`; try again")
 
     def show(self, text: str) -> str:
         """What a list command prints for people."""
