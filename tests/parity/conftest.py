@@ -20,8 +20,8 @@ def hosts_of(suite: str, *, full: bool) -> tuple[Host, ...]:
 
 
 def stories_of(suite: str, *, full: bool) -> list[Story]:
-    """The stories that an engine can tell: on older engines the core, with --full all."""
-    return [story for story in STORIES if story.since <= OLDEST[suite] and (full or suite == NEWEST or story.core)]
+    """The stories that an engine can tell: the core, with --full all."""
+    return [story for story in STORIES if story.since <= OLDEST[suite] and (full or story.core)]
 
 
 class Results:
@@ -30,21 +30,22 @@ class Results:
     def __init__(self, engines: Engines, *, full: bool) -> None:
         self._engines, self._full = engines, full
         self._measured: dict[str, Measured] = {}
-        self._failed: dict[tuple[str, bool], BaseException] = {}
+        self._failed: dict[tuple[str, tuple[bool, str]], BaseException] = {}
 
-    def of(self, suite: str, *proxies: bool) -> Measured:
-        """The answers on an engine, with docker-proxy, without, or (when not said) both where both are asked for."""
-        for proxy in proxies or (True, False):
-            hosts = [host for host in hosts_of(suite, full=self._full) if host.proxy is proxy]
-            if not hosts or (suite in self._measured and hosts[0] in self._measured[suite].answers):
+    def of(self, suite: str, host: Host | None = None) -> Measured:
+        """The answers of an engine: on this kind of host at least, else on all that are asked for."""
+        hosts = hosts_of(suite, full=self._full)
+        for setting in [host.setting] if host else sorted({one.setting for one in hosts}, reverse=True):
+            group = [one for one in hosts if one.setting == setting]
+            if suite in self._measured and group[0] in self._measured[suite].answers:
                 continue
-            if (suite, proxy) in self._failed:  # a town that cannot be built costs once
-                raise self._failed[suite, proxy]
+            if (suite, setting) in self._failed:  # a town that cannot be built costs once
+                raise self._failed[suite, setting]
             try:
-                found = measure(self._engines, suite, hosts)
+                found = measure(self._engines, suite, group)
                 self._measured.setdefault(suite, found).answers |= found.answers
             except BaseException as error:
-                self._failed[suite, proxy] = error
+                self._failed[suite, setting] = error
                 raise
         return self._measured[suite]
 

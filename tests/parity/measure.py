@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import json
 from collections.abc import Collection
 from dataclasses import dataclass, field
 
@@ -46,12 +47,15 @@ def networks_of(engine: Version) -> list[Network]:
 
 
 def measure(engines: Engines, suite: str, hosts: Collection[Host]) -> Measured:
-    """Build the town with each driver in turn and ask; ``hosts`` agree about docker-proxy."""
-    (proxy,) = {host.proxy for host in hosts}
+    """Build the town with each driver in turn and ask; ``hosts`` agree in their setting."""
+    ((proxy, firewall),) = {host.setting for host in hosts}
     answers: dict[tuple[str, Host], dict[Scenario, str]] = {}
     try:
         engine = engines.get(suite)
         engine.restart(*([] if proxy else ["--userland-proxy=false"]))
+        engine.daemon.stop()
+        engine.daemon.start({"TRESTLE_FIREWALL": firewall})
+        assert json.loads(engine.daemon.cli("status", "--json").stdout)["firewall"]["backend"] == firewall
         networks = networks_of(version := engine.version())
         asked = list(scenarios(networks))
         for driver in ("trestle", "bridge"):
@@ -82,9 +86,12 @@ def tell(engines: Engines, suite: str, story: Story, driver: str) -> Observed:
     try:
         with contextlib.closing(Lab(engine)) as lab:
             observed = story.tell(Stage(lab, driver, engine.version()))
-            engine.clear()
+        engine.clear()
+        with contextlib.closing(Lab(engine)) as lab:
             assert (left := lab.remains()) == [], left
     except BaseException:
         engines.discard(suite)
         raise
+    if story.spoils:
+        engines.discard(suite)
     return observed

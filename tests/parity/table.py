@@ -204,20 +204,27 @@ class Host:
     proxy: bool = True
     forward: str = "DROP"
     netfilter: bool = False  # net.bridge.bridge-nf-call-iptables and -ip6tables
+    firewall: str = "nftables"  # trestle's backend
+
+    @property
+    def setting(self) -> tuple[bool, str]:
+        """What needs daemons that are started for it; the rest can be changed under running containers."""
+        return self.proxy, self.firewall
 
     @property
     def title(self) -> str:
         """For people."""
         proxy = "docker-proxy" if self.proxy else "userland-proxy=false"
-        return f"{proxy}, FORWARD {self.forward}, br_netfilter {'on' if self.netfilter else 'off'}"
+        backend = "" if self.firewall == "nftables" else f", trestle on {self.firewall}"
+        return f"{proxy}, FORWARD {self.forward}, br_netfilter {'on' if self.netfilter else 'off'}{backend}"
 
 
 USUAL = Host()
+_POLICIES = [(forward, netfilter) for forward in ("DROP", "ACCEPT") for netfilter in (False, True)]
 HOSTS = tuple(
-    Host(proxy, forward, netfilter)
-    for proxy in (True, False)
-    for forward in ("DROP", "ACCEPT")
-    for netfilter in (False, True)
+    Host(proxy, *policy, firewall)
+    for proxy, firewall in ((True, "nftables"), (False, "nftables"), (True, "iptables"))
+    for policy in _POLICIES
 )
 # What every run asks: each setting, but not each combination of them.
 CORE_HOSTS = (USUAL, Host(forward="ACCEPT", netfilter=True), Host(proxy=False), Host(proxy=False, netfilter=True))

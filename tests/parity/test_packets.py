@@ -9,7 +9,7 @@ from .table import ASKED, SIBLING, STRANGER, USUAL, VANTAGES, Host
 
 
 def test_both_drivers_answer_alike_or_differ_as_documented(results: Results, suite: str, host: Host) -> None:
-    measured = results.of(suite, host.proxy)
+    measured = results.of(suite, host)
     unexplained = [
         f"{scenario}: bridge {pair.bridge}, trestle {pair.trestle}"
         for scenario, (pair, difference) in measured.differing(host).items()
@@ -32,7 +32,7 @@ def test_every_documented_difference_is_met(results: Results, suite: str) -> Non
 
 def test_the_questions_tell_open_from_closed(results: Results, suite: str) -> None:
     """Two drivers that answer nothing would be alike, too."""
-    answers = results.of(suite, USUAL.proxy).answers[USUAL]
+    answers = results.of(suite, USUAL).answers[USUAL]
     for vantage in VANTAGES:
         heard = {pair.bridge for scenario, pair in answers.items() if scenario.vantage == vantage}
         assert heard & ANSWERS, f"nothing answers {vantage}"
@@ -43,7 +43,7 @@ def test_the_questions_tell_open_from_closed(results: Results, suite: str) -> No
 
 
 def test_a_port_published_on_127_0_0_1_cannot_be_reached_from_the_lan(results: Results, suite: str, host: Host) -> None:
-    for scenario, pair in results.of(suite, host.proxy).answers[host].items():
+    for scenario, pair in results.of(suite, host).answers[host].items():
         if scenario.row.what.startswith("published on 127.") and scenario.vantage == "lan":
             if scenario.row.by == "its own address" and scenario.network in {"routed", "trusting", "wide"}:
                 continue  # open by its own address, whatever it is published on
@@ -53,7 +53,7 @@ def test_a_port_published_on_127_0_0_1_cannot_be_reached_from_the_lan(results: R
 def test_an_unpublished_port_of_another_network_cannot_be_reached(results: Results, suite: str, host: Host) -> None:
     """With either driver on either side: a stranger is on the other driver's network."""
     seen = set()
-    for scenario, pair in results.of(suite, host.proxy).answers[host].items():
+    for scenario, pair in results.of(suite, host).answers[host].items():
         if scenario.row.what == "exposed, not published" and scenario.vantage in (SIBLING, STRANGER):
             seen.add(scenario.vantage)
             assert pair.trestle == SILENCE, f"{scenario} on {host.title}: {pair.trestle}"

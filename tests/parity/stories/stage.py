@@ -85,7 +85,10 @@ def refused(done: subprocess.CompletedProcess[str]) -> str:
 
 @dataclass(frozen=True, slots=True)
 class Story:
-    """``differs`` are the engines (from, before) on which the drivers deliberately do, for the reason in ``note``."""
+    """``differs`` are the engines (from, before) on which the drivers deliberately do, for the reason in ``note``.
+
+    One that ``spoils`` leaves an engine behind that nobody else can use.
+    """
 
     title: str
     tell: Callable[[Stage], Observed]
@@ -93,6 +96,7 @@ class Story:
     core: bool
     differs: tuple[Version, Version]
     note: str
+    spoils: bool
 
     @property
     def name(self) -> str:
@@ -114,11 +118,12 @@ def story(
     core: bool = False,
     note: str = "",
     differs: tuple[Version, Version] | None = None,
+    spoils: bool = False,
 ) -> Callable[[Callable[[Stage], Observed]], Callable[[Stage], Observed]]:
     """Enter a function into STORIES. A ``note`` alone means that the drivers differ on every engine."""
 
     def enter(tell: Callable[[Stage], Observed]) -> Callable[[Stage], Observed]:
-        STORIES.append(Story(title, tell, since, core, differs or (ALWAYS if note else NEVER), note))
+        STORIES.append(Story(title, tell, since, core, differs or (ALWAYS if note else NEVER), note, spoils))
         return tell
 
     return enter
