@@ -295,6 +295,33 @@ def inhibited(stage: Stage) -> Observed:
     return seen | {"neighbours": stage.ask(one, "10.77.0.9")}
 
 
+@story("inhibit_ipv4, no gateway said", since=(28, 0))
+def inhibited_without_gateway(stage: Stage) -> Observed:
+    stage.network("n1", "--subnet", "10.77.0.0/24", "-o", "com.docker.network.bridge.inhibit_ipv4=true")
+    one = stage.box("one", "--network", "n1")
+    return {"container": addresses(one), "gateway": routes(one)}
+
+
+@story("two subnets of one family")
+def two_subnets(stage: Stage) -> Observed:
+    words = ("--subnet", "10.77.0.0/24", "--subnet", "10.78.0.0/24")
+    made = stage.tried("network", "create", "-d", stage.driver, *words, "n1")
+    return {"IPv4 and IPv4": refused(made)}
+
+
+@story("a name for the interface in the container", since=(28, 0))
+def interface_name(stage: Stage) -> Observed:
+    stage.network("n1", "--subnet", "10.77.0.0/24")
+    seen = {}
+    for name in ("lan0", "lan7", "uplink"):
+        option = f"name=n1,driver-opt=com.docker.network.endpoint.ifname={name}"
+        place = stage.box("web", "--network", option)
+        links = [link["ifname"] for link in json.loads(place.run("ip", "-j", "link").stdout)]
+        seen[name] = " ".join(link for link in links if link != "lo")
+        stage.docker("rm", "-f", "web")
+    return seen
+
+
 @story("another gateway than the bridge (DefaultGatewayIPv4)")
 def other_gateway(stage: Stage) -> Observed:
     stage.network("n1", "--subnet", "10.77.0.0/24", "--aux-address", "DefaultGatewayIPv4=10.77.0.254")

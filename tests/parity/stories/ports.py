@@ -81,6 +81,22 @@ def port_of_range(stage: Stage) -> Observed:
     return seen | {"third": refused(stage.tried(*third))}
 
 
+@story("a port of the driver's choice (-p 80, and -P)")
+def ephemeral(stage: Stage) -> Observed:
+    stage.network("n1")
+    stage.box("web", "--network", "n1", "-p", "80", "-p", "81/udp", "-P", "--expose", "82", serve=(80, 81, 82))
+    low, high = map(int, stage.host.run("sysctl", "-n", "net.ipv4.ip_local_port_range").stdout.split())
+    seen = {}
+    for port, proto in ((80, "tcp"), (81, "udp"), (82, "tcp")):
+        if stage.driver == "trestle":
+            chosen = stage.lab.host_port(port, proto)
+        else:
+            chosen = int(stage.docker("port", "web", f"{port}/{proto}").split()[0].rpartition(":")[2])
+        place = "of the host's range" if low <= chosen <= high else str(chosen)
+        seen[f"{port}/{proto}"] = f"{place}: {stage.ask(stage.lan, HOST4, chosen, proto)}"
+    return seen
+
+
 @story("a range of ports to a range of ports", core=True)
 def range_to_range(stage: Stage) -> Observed:
     stage.network("n1")
