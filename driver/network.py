@@ -20,7 +20,7 @@ from driver.kernel import Kernel
 from driver.locks import Gate, KeyedLocks
 from driver.model import GatewayMode, Network, NetworkOptions, Subnet
 from driver.options import read_options
-from driver.plan import bridge_name, plan_network
+from driver.plan import FAMILIES, bridge_name, plan_network
 from driver.reconcile import Reconciler
 from driver.store import Store
 from driver.undo import or_undo
@@ -42,10 +42,14 @@ class Networks:
         self._locks = KeyedLocks()
 
     def skips_gateway(self, options: Mapping[str, object]) -> tuple[bool, bool]:
-        """Whether IPv4 and IPv6 need no gateway address (GwAllocCheck, protocol page 2.2)."""
+        """Whether IPv4 and IPv6 need no gateway address (GwAllocCheck, protocol page 2.2).
+
+        With inhibit_ipv4 alone one is needed: somebody else has it, on the bridge, and the containers' default
+        route leads there. In an internal network none does.
+        """
         parsed = read_options(options)
-        isolated4 = parsed.gateway_mode_ipv4 is GatewayMode.ISOLATED
-        return isolated4 or parsed.inhibit_ipv4, parsed.gateway_mode_ipv6 is GatewayMode.ISOLATED
+        isolated4, isolated6 = (parsed.gateway_mode(family) is GatewayMode.ISOLATED for family in FAMILIES)
+        return isolated4 or (parsed.inhibit_ipv4 and parsed.internal), isolated6
 
     def create_network(
         self, network_id: str, options: Mapping[str, object], ipv4: Sequence[PoolData], ipv6: Sequence[PoolData]

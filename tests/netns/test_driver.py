@@ -67,6 +67,24 @@ def test_create_network_makes_a_bridge_with_its_addresses(host: Libnetwork) -> N
     assert {"10.70.0.1", "fd70::1"} <= addresses
 
 
+@pytest.mark.parametrize(
+    ("options", "skips"),
+    [
+        ({}, (False, False)),
+        ({"inhibit_ipv4": "true"}, (False, False)),  # the gateway is somebody else's, and the default route needs it
+        ({"inhibit_ipv4": "true", "internal": True}, (True, False)),
+        ({"gateway_mode_ipv4": "isolated", "internal": True}, (True, False)),
+        ({"gateway_mode_ipv6": "isolated", "internal": True}, (False, True)),
+    ],
+)
+def test_which_networks_need_no_gateway_address(
+    host: Libnetwork, options: dict[str, Any], skips: tuple[bool, bool]
+) -> None:
+    generic = {f"com.docker.network.bridge.{k}": v for k, v in options.items() if k != "internal"}
+    asked = {"com.docker.network.generic": generic, "com.docker.network.internal": options.get("internal", False)}
+    assert host.driver.networks.skips_gateway(asked) == skips
+
+
 def test_the_same_create_again_succeeds_and_another_of_that_id_is_refused(host: Libnetwork) -> None:
     net = host.network("10.70.0.0/24")
     host.driver.networks.create_network(net.id, net.options, *host.data(net.pools, {}))
