@@ -47,17 +47,17 @@ class Tally:
 class Driver:
     """Networks, endpoints, addresses and published ports of one host. Thread-safe, every verb idempotent.
 
-    Raises StateError when the state directory cannot be used.
+    Raises StateError when the state directory cannot be used, KernelError when no firewall can.
     """
 
     def __init__(self, settings: Settings) -> None:
         self.settings = settings
-        self.store = Store(settings.state_dir)
-        self.ports = HostPorts(settings.proc_sys_net)
-        self.flusher = Flusher()
         self._backend = backends.choose(settings.firewall, settings.mark)
         self.firewall = self._backend.firewall
         self.hook = Hook(settings.mark, settings.hook)
+        self.store = Store(settings.state_dir)
+        self.ports = HostPorts(settings.proc_sys_net)
+        self.flusher = Flusher()
         self.tallies = {cause: Tally() for cause in ("start", "repair", "drift")}
         self._firewalld = Firewalld()
         self.healer = Healer(self._heal)

@@ -17,12 +17,13 @@ import msgspec
 
 from driver.checks import check_id, read_address, read_mac
 from driver.errors import Conflict, KernelError, NotFound, PortInUse
+from driver.firewall import Ruleset
 from driver.flusher import Flusher
 from driver.kernel import Kernel
 from driver.locks import Gate, KeyedLocks
 from driver.model import Endpoint, Family, GatewayMode, Network, PortBinding, PortRequest
 from driver.options import ENDPOINT_IFNAME, interface_prefix
-from driver.plan import FAMILIES, endpoint_mac, gateway_of, plan_endpoint, plan_network, veth_names
+from driver.plan import FAMILIES, Plan, endpoint_mac, gateway_of, plan_endpoint, plan_network, veth_names
 from driver.portmap import opened_ports
 from driver.ports import HostPorts
 from driver.reconcile import Reconciler
@@ -130,7 +131,7 @@ class Endpoints:
             joined = msgspec.structs.replace(endpoint, sandbox=sandbox)
             self._store.put_endpoint(joined)
             self._joined_at[endpoint_id] = time.monotonic()
-            or_undo(lambda: self._connect(network, joined), lambda: self._part(network, joined))
+            or_undo(lambda: self._connect(network, joined), lambda: self._disconnect(network, endpoint, joined))
         return Join(
             interface=veth_names(endpoint_id)[1],
             prefix=_prefix(network, endpoint),
@@ -141,13 +142,19 @@ class Endpoints:
     def _connect(self, network: Network, endpoint: Endpoint) -> None:
         if not self._kernel.exists(network.bridge):
             log.warning("bridge %s was gone and is made again", network.bridge)
-            self._reconciler.apply(plan_network(network))
+            plan = plan_network(network)
+            or_undo(lambda: self._reconciler.apply(plan), lambda: self._reconciler.withdraw(Plan(bridges=plan.bridges)))
         host, peer = veth_names(endpoint.id)
         if self._kernel.exists(host) and not self._kernel.exists(peer):
             # Whoever joins will move the far end, so that one that was moved before is of no use.
             with self._kernel.session() as session:
                 session.delete_link(host)
         self._reconciler.apply(plan_endpoint(network, endpoint))
+
+    def _disconnect(self, network: Network, before: Endpoint, joined: Endpoint) -> None:
+        """After a Join that failed: the row first, so that what cannot be removed is explained by nothing."""
+        self._store.put_endpoint(before)
+        self._reconciler.withdraw(plan_endpoint(network, joined))
 
     def leave(self, network_id: str, endpoint_id: str) -> None:
         """Remove the veth pair and every published port; an unknown endpoint is fine."""
@@ -177,10 +184,7 @@ class Endpoints:
                 endpoint = self._withdraw_ports(network, endpoint)
             bindings = self._bind(network, endpoint, wanted)
             published = msgspec.structs.replace(endpoint, request_digest=digest, bindings=bindings)
-            or_undo(
-                lambda: self._publish(network, endpoint, published),
-                lambda: self._withdraw_ports(network, published),
-            )
+            or_undo(lambda: self._publish(network, endpoint, published), lambda: self._take_back(network, published))
 
     def unpublish(self, network_id: str, endpoint_id: str) -> None:
         """Take back every published port; an unknown endpoint is fine."""
@@ -204,14 +208,21 @@ class Endpoints:
         self._reconciler.publish(plan_endpoint(network, before), plan_endpoint(network, after))
         self._flusher.ports(after.bindings or ())
 
+    def _take_back(self, network: Network, published: Endpoint) -> None:
+        """After a publication that failed: whatever of it cannot be undone is explained by nothing, and so garbage."""
+        self._ports.release(published.id)
+        silent = _silent(published)
+        if self._store.endpoint(published.id) != silent:
+            self._store.put_endpoint(silent)
+        self._reconciler.change_rules(remove=_port_rules(network, published))
+
     def _withdraw_ports(self, network: Network, endpoint: Endpoint) -> Endpoint:
-        """The endpoint with nothing published: in the firewall, in the table of held ports, in the store."""
-        silent = msgspec.structs.replace(endpoint, request_digest="", bindings=None)
-        rules = plan_endpoint(network, endpoint).rules - plan_endpoint(network, silent).rules
+        """The endpoint with nothing published: in the firewall, in the store, in the table of held ports."""
+        silent, rules = _silent(endpoint), _port_rules(network, endpoint)
         self._reconciler.change_rules(remove=rules)
+        or_undo(lambda: self._store.put_endpoint(silent), lambda: self._reconciler.change_rules(add=rules))
         self._ports.release(endpoint.id)
         self._flusher.ports(endpoint.bindings or ())
-        self._store.put_endpoint(silent)
         return silent
 
     def _bind(self, network: Network, endpoint: Endpoint, requests: Sequence[PortRequest]) -> tuple[PortBinding, ...]:
@@ -327,12 +338,11 @@ class Endpoints:
     def _part(self, network: Network, endpoint: Endpoint) -> None:
         """Take an endpoint out of the kernel; its row stays, as before Join."""
         self._reconciler.withdraw(plan_endpoint(network, endpoint))
+        self._store.put_endpoint(msgspec.structs.replace(_silent(endpoint), sandbox=None, since=self._clock()))
+        # Held until here: while the row says so, they are published, and `trestle repair` would publish them again.
         self._ports.release(endpoint.id)
         self._joined_at.pop(endpoint.id, None)
         self._flusher.addresses(ip for ip in map(endpoint.ip, FAMILIES) if ip)
-        self._store.put_endpoint(
-            msgspec.structs.replace(endpoint, sandbox=None, request_digest="", bindings=None, since=self._clock())
-        )
 
     def _remove(self, network: Network, endpoint: Endpoint) -> None:
         if endpoint.joined or endpoint.bindings is not None:
@@ -362,6 +372,16 @@ def _prefix(network: Network, endpoint: Endpoint) -> str:
     """The beginning of the interface's name in the container: the user's for this endpoint, or the network's."""
     name = endpoint.options.get(ENDPOINT_IFNAME)
     return interface_prefix(name) if name else network.options.container_iface_prefix
+
+
+def _silent(endpoint: Endpoint) -> Endpoint:
+    """The same with nothing published."""
+    return msgspec.structs.replace(endpoint, request_digest="", bindings=None)
+
+
+def _port_rules(network: Network, endpoint: Endpoint) -> Ruleset:
+    """The rules by which it publishes."""
+    return plan_endpoint(network, endpoint).rules - plan_endpoint(network, _silent(endpoint)).rules
 
 
 def idle_line(endpoint: Endpoint) -> str:

@@ -257,9 +257,16 @@ class Kernel:
 
     @contextmanager
     def session(self) -> Iterator[Session]:
-        """One transaction."""
-        with IPRoute() as ipr:
-            yield Session(ipr, self._proc)
+        """One transaction. Raises KernelError, also where no descriptor or memory is left for a socket."""
+        try:
+            with IPRoute() as ipr:
+                yield Session(ipr, self._proc)
+        except NetlinkError as error:
+            raise KernelError(f"the kernel refused to tell or do something: {os.strerror(error.code)}") from error
+        except KernelError:
+            raise
+        except OSError as error:
+            raise KernelError(f"the kernel cannot be asked: {error.strerror or error}") from error
 
     def bridge_netfilter(self) -> bool:
         """Whether br_netfilter shows bridged frames to the IP firewall of either family."""

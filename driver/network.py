@@ -80,6 +80,8 @@ class Networks:
             network = self._store.network(network_id)
             if network is not None:
                 self._delete(network)
+            else:
+                self._reconciler.tidy()  # it may be unknown because the first time ended just before this
 
     def pool_released(self, space: str, pool: str) -> None:
         """Dockerd gave a pool back: the network that has it is being deleted, or could not be made.
@@ -89,6 +91,7 @@ class Networks:
         for network in self._store.networks():
             if any((s.space, s.pool) == (space, pool) for s in network.subnets):
                 with self._gate.shared(), self._locks.hold(network.id):
+                    log.info("network %s goes with its pool %s", network.id[:12], pool)
                     self._bury(network)
 
     def unfinished(self) -> list[Network]:
@@ -122,12 +125,12 @@ class Networks:
             # One that is being made or removed has a thread of its own, which may wait for us.
             if not other.unfinished and supersede(subnets, other.subnets):
                 with self._locks.hold(other.id):
+                    log.warning("network %s is dead: Docker gave its subnet to another one", other.id[:12])
                     self._bury(other)
 
     def _bury(self, network: Network) -> None:
         """Delete a network that Docker has no more, unless a container lives on it."""
         if self._store.network(network.id) and not self._endpoints.any_alive(network.id):
-            log.info("network %s goes: its subnet was given back or to another network", network.id[:12])
             self._delete(network)
 
     def _new(self, network_id: str, options: NetworkOptions, subnets: tuple[Subnet, ...]) -> Network:

@@ -63,7 +63,10 @@ class Sandbox:
             with IPRoute() as ip:
                 return work(ip)
 
-        return self._thread.submit(inside).result()
+        try:
+            return self._thread.submit(inside).result()
+        except (NetlinkError, OSError) as error:
+            raise KernelError(f"cannot set up an interface in a container: {error}") from error
 
 
 def _enter(fd: int) -> None:
@@ -76,19 +79,16 @@ def _configure(ip: Any, peer: str, prefix: str, addresses: Sequence[str], gatewa
     links = {link.get_attr("IFLA_IFNAME"): link["index"] for link in ip.get_links()}
     name = next(f"{prefix}{n}" for n in range(len(links) + 1) if f"{prefix}{n}" not in links)
     index = links[peer]
-    try:
-        ip.link("set", index=index, ifname=name)
-        if any(":" in address for address in addresses):
-            _allow_ipv6(name)
-        for address in addresses:
-            plain, _, length = address.partition("/")
-            flags = {"flags": IFA_F_NODAD} if ":" in plain else {}
-            ip.addr("add", index=index, address=plain, prefixlen=int(length), **flags)
-        ip.link("set", index=index, state="up")
-        for gateway in gateways:
-            _default_route(ip, index, gateway)
-    except NetlinkError as error:
-        raise KernelError(f"cannot set up {name} in a container: {os.strerror(error.code)}") from error
+    ip.link("set", index=index, ifname=name)
+    if any(":" in address for address in addresses):
+        _allow_ipv6(name)
+    for address in addresses:
+        plain, _, length = address.partition("/")
+        flags = {"flags": IFA_F_NODAD} if ":" in plain else {}
+        ip.addr("add", index=index, address=plain, prefixlen=int(length), **flags)
+    ip.link("set", index=index, state="up")
+    for gateway in gateways:
+        _default_route(ip, index, gateway)
 
 
 def _allow_ipv6(name: str) -> None:

@@ -12,58 +12,22 @@ import os
 import sqlite3
 import threading
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
+from typing import TypeVar
 
 import msgspec
 
-from driver.errors import StateError
+from driver import schema
+from driver.errors import Conflict, StateError
 from driver.model import Endpoint, Network
 
 FILE_NAME = "trestle.db"
-SCHEMA_VERSION = 1
-SCHEMA = """
-CREATE TABLE networks (
-    id     TEXT PRIMARY KEY,
-    bridge TEXT NOT NULL UNIQUE,
-    body   BLOB NOT NULL              -- model.Network as JSON
-) WITHOUT ROWID;
-CREATE TABLE endpoints (
-    id         TEXT PRIMARY KEY,
-    network_id TEXT NOT NULL REFERENCES networks(id),
-    address4   TEXT,
-    address6   TEXT,
-    body       BLOB NOT NULL          -- model.Endpoint as JSON
-) WITHOUT ROWID;
-CREATE UNIQUE INDEX endpoint_address4 ON endpoints(network_id, address4);
-CREATE UNIQUE INDEX endpoint_address6 ON endpoints(network_id, address6);
-CREATE TABLE pools (
-    id       TEXT PRIMARY KEY,        -- what dockerd keeps for ever, "space/prefix"
-    space    TEXT NOT NULL,
-    prefix   TEXT NOT NULL,
-    subrange TEXT,                    -- --ip-range, or NULL
-    cursor   BLOB,                    -- packed address that was chosen last, or NULL
-    full     INTEGER NOT NULL DEFAULT 0   -- 1 while every address of the range has a row below
-) WITHOUT ROWID;
-CREATE TABLE addresses (              -- leases, and what is remembered of former ones
-    pool_id TEXT NOT NULL REFERENCES pools(id) ON DELETE CASCADE,
-    address BLOB NOT NULL,            -- packed, network byte order: sorts as a number
-    held    INTEGER NOT NULL,         -- 1 while leased
-    gateway INTEGER NOT NULL,         -- 1 for the pool's gateway
-    asked   INTEGER NOT NULL,         -- 1 if ever asked for by value (--ip, gateway, aux)
-    name    TEXT,                     -- container name where the engine tells it (29+)
-    since   REAL NOT NULL,            -- when it was leased or released, seconds since 1970
-    PRIMARY KEY (pool_id, address)
-) WITHOUT ROWID;
-CREATE INDEX address_name ON addresses(pool_id, name) WHERE name IS NOT NULL;
-CREATE UNIQUE INDEX address_gateway ON addresses(pool_id) WHERE gateway;
-CREATE INDEX address_free ON addresses(pool_id, asked, name IS NOT NULL, since) WHERE NOT held;
-CREATE TABLE facts (key TEXT PRIMARY KEY, value TEXT NOT NULL) WITHOUT ROWID;
-"""
 
 _encode = msgspec.json.Encoder().encode
-_decode_network = msgspec.json.Decoder(Network).decode
-_decode_endpoint = msgspec.json.Decoder(Endpoint).decode
+_networks = msgspec.json.Decoder(Network)
+_endpoints = msgspec.json.Decoder(Endpoint)
+T = TypeVar("T")
 
 
 class Store:
@@ -79,7 +43,7 @@ class Store:
         self._depth = 0
         self._lock_fd = _lock_directory(directory)
         try:
-            self._db = _open_database(directory / FILE_NAME)
+            self._db = schema.open_database(directory / FILE_NAME)
         except BaseException:
             os.close(self._lock_fd)
             raise
@@ -92,7 +56,10 @@ class Store:
 
     @contextmanager
     def transaction(self) -> Iterator[sqlite3.Connection]:
-        """One atomic, durable change; nested use joins the outer one. Raises StateError."""
+        """One atomic, durable change; nested use joins the outer one.
+
+        Raises Conflict when it breaks a rule of the schema, StateError when it cannot be written.
+        """
         with self._mutex:
             if self._depth:
                 yield self._db
@@ -103,25 +70,47 @@ class Store:
                 yield self._db
                 self._db.execute("COMMIT")
             except BaseException as error:
-                if self._db.in_transaction:
-                    self._db.execute("ROLLBACK")
-                if isinstance(error, sqlite3.DatabaseError) and not isinstance(error, sqlite3.IntegrityError):
+                self._roll_back()
+                if isinstance(error, sqlite3.IntegrityError):
+                    raise Conflict(f"another call was first ({error}); try again") from error
+                if isinstance(error, sqlite3.Error) and not isinstance(error, sqlite3.ProgrammingError):
                     path = self.directory / FILE_NAME
                     raise StateError(f"cannot write {path}: {error}; nothing was changed") from error
                 raise
             finally:
                 self._depth = 0
 
+    def _roll_back(self) -> None:
+        if self._db.in_transaction:
+            # If even this fails, SQLite has rolled back by itself, or does so at the next start.
+            with suppress(sqlite3.Error):
+                self._db.execute("ROLLBACK")
+
     @contextmanager
     def reading(self) -> Iterator[sqlite3.Connection]:
-        """The database for look-ups."""
+        """The database for look-ups. Raises StateError when it cannot be read."""
         with self._mutex:
-            yield self._db
+            try:
+                yield self._db
+            except sqlite3.ProgrammingError:
+                raise  # a fault of ours, not of the disk
+            except sqlite3.Error as error:
+                raise StateError(f"cannot read {self.directory / FILE_NAME}: {error}") from error
+
+    def _decode(self, decoder: msgspec.json.Decoder[T], body: bytes) -> T:
+        try:
+            return decoder.decode(body)
+        except (msgspec.MsgspecError, UnicodeDecodeError) as error:
+            path = self.directory / FILE_NAME
+            raise StateError(
+                f"{path} holds what this release cannot read ({error});"
+                f" restore it from a backup, or move it away to start empty; running containers are not touched"
+            ) from error
 
     # -- networks ---------------------------------------------------------------------------
 
     def put_network(self, network: Network) -> None:
-        """Add or overwrite. Raises sqlite3.IntegrityError when another network has the bridge."""
+        """Add or overwrite. Raises Conflict when another network has the bridge."""
         with self.transaction() as db:
             db.execute(
                 "INSERT INTO networks (id, bridge, body) VALUES (?, ?, ?)"
@@ -139,23 +128,23 @@ class Store:
         """One network, or None."""
         with self.reading() as db:
             row = db.execute("SELECT body FROM networks WHERE id = ?", (network_id,)).fetchone()
-        return _decode_network(row[0]) if row else None
+        return self._decode(_networks, row[0]) if row else None
 
     def networks(self) -> list[Network]:
         """All networks, by id."""
         with self.reading() as db:
-            return [_decode_network(row[0]) for row in db.execute("SELECT body FROM networks ORDER BY id")]
+            return [self._decode(_networks, row[0]) for row in db.execute("SELECT body FROM networks ORDER BY id")]
 
     def network_on(self, bridge: str) -> Network | None:
         """The network of a bridge device, or None."""
         with self.reading() as db:
             row = db.execute("SELECT body FROM networks WHERE bridge = ?", (bridge,)).fetchone()
-        return _decode_network(row[0]) if row else None
+        return self._decode(_networks, row[0]) if row else None
 
     # -- endpoints --------------------------------------------------------------------------
 
     def put_endpoint(self, endpoint: Endpoint) -> None:
-        """Add or overwrite. Raises sqlite3.IntegrityError when an address is taken in the network."""
+        """Add or overwrite. Raises Conflict when an address is taken in the network, or the network is gone."""
         with self.transaction() as db:
             db.execute(
                 "INSERT INTO endpoints (id, network_id, address4, address6, body) VALUES (?, ?, ?, ?, ?)"
@@ -172,19 +161,19 @@ class Store:
         """One endpoint, or None."""
         with self.reading() as db:
             row = db.execute("SELECT body FROM endpoints WHERE id = ?", (endpoint_id,)).fetchone()
-        return _decode_endpoint(row[0]) if row else None
+        return self._decode(_endpoints, row[0]) if row else None
 
     def endpoints(self, network_id: str | None = None) -> list[Endpoint]:
         """All endpoints, or those of one network, by id."""
         query = "SELECT body FROM endpoints WHERE network_id = coalesce(?, network_id) ORDER BY id"
         with self.reading() as db:
-            return [_decode_endpoint(row[0]) for row in db.execute(query, (network_id,))]
+            return [self._decode(_endpoints, row[0]) for row in db.execute(query, (network_id,))]
 
     def endpoints_from(self, start: str) -> list[Endpoint]:
         """The endpoints whose id begins so; ``start`` is not empty."""
         query = "SELECT body FROM endpoints WHERE id >= ? AND id < ?"
         with self.reading() as db:
-            return [_decode_endpoint(row[0]) for row in db.execute(query, (start, start + "~"))]
+            return [self._decode(_endpoints, row[0]) for row in db.execute(query, (start, start + "~"))]
 
     def endpoint_at(self, network_id: str, ip: str) -> Endpoint | None:
         """The endpoint of a network that has this plain address, or None."""
@@ -194,7 +183,7 @@ class Store:
                 f"SELECT body FROM endpoints WHERE network_id = ? AND {column} = ?",  # noqa: S608 - a constant of two
                 (network_id, ip),
             ).fetchone()
-        return _decode_endpoint(row[0]) if row else None
+        return self._decode(_endpoints, row[0]) if row else None
 
     # -- small facts about this host --------------------------------------------------------
 
@@ -228,26 +217,3 @@ def _lock_directory(directory: Path) -> int:
             f"another trestle daemon uses the state directory {directory}; stop it or name another one"
         ) from error
     return fd
-
-
-def _open_database(path: Path) -> sqlite3.Connection:
-    """The database at ``path``, made if absent, checked, at the present schema version."""
-    advice = f"move {path} away to start empty, or restore it from a backup; running containers are not touched"
-    try:
-        db = sqlite3.connect(path, isolation_level=None, check_same_thread=False)
-        db.execute("PRAGMA journal_mode = WAL")
-        db.execute("PRAGMA synchronous = FULL")
-        db.execute("PRAGMA foreign_keys = ON")
-        version = db.execute("PRAGMA user_version").fetchone()[0]
-        if version == 0:
-            db.executescript(f"BEGIN; {SCHEMA} PRAGMA user_version = {SCHEMA_VERSION}; COMMIT;")
-        elif version > SCHEMA_VERSION:
-            raise StateError(
-                f"{path} is from a newer release (schema {version}, this one knows {SCHEMA_VERSION});"
-                f" upgrade trestle, or {advice}"
-            )
-        if db.execute("PRAGMA quick_check(1)").fetchone()[0] != "ok":
-            raise StateError(f"{path} is damaged; {advice}")
-    except sqlite3.Error as error:
-        raise StateError(f"cannot open {path}: {error}; {advice}") from error
-    return db

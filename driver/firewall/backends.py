@@ -43,7 +43,7 @@ class Backend(NamedTuple):
 
 def choose(setting: str, mark: int) -> Backend:
     """The backend that the setting names; with "auto" nftables wherever the kernel has it. Raises KernelError."""
-    missing = _nftables_missing()
+    missing = None if setting == "iptables" else _nftables_missing()
     if setting == "nftables" and missing:
         raise KernelError(f"TRESTLE_FIREWALL=nftables cannot be: {missing}; set it to auto or iptables")
     if setting == "iptables" or missing:
@@ -54,7 +54,7 @@ def choose(setting: str, mark: int) -> Backend:
 
 
 def _nftables_missing() -> str | None:
-    """Why nftables cannot be used, None if it can."""
+    """Why nftables cannot be used, None if it can. Raises NftError when that cannot be known now."""
     try:
         nft = Nft()
     except NftError as error:
@@ -62,6 +62,8 @@ def _nftables_missing() -> str | None:
     try:
         nft.query("list tables")
     except NftError as error:
+        if error.short:
+            raise
         return str(error)
     finally:
         nft.close()

@@ -150,8 +150,10 @@ class Hook:
         for name in CHAINS:
             try:
                 found += self._nft.query(f"list chain {_TABLE[family]} {name}")
-            except NftError:
-                continue  # no such chain, or no such table
+            except NftError as error:
+                if error.short:
+                    raise
+                # no such chain, or no such table
         return found
 
     def _chain(self, name: str, listed: list[dict[str, Any]]) -> Chain:

@@ -9,7 +9,9 @@ from __future__ import annotations
 
 import ctypes
 import ctypes.util
+import errno
 import json
+import os
 import threading
 from functools import cache
 from typing import Any
@@ -19,11 +21,19 @@ from driver.errors import KernelError
 # libnftables.h. Numbers in place of names: /etc/protocols and /etc/services may be missing.
 _JSON = 1 << 4
 _NUMERIC = 0b1111 << 7  # protocols, priorities, symbols, times
+_SHORT = (errno.ENOMEM, errno.ENOBUFS, errno.EMFILE, errno.ENFILE, errno.EBUSY, errno.EAGAIN, errno.EINTR)
 _TERSE = 1 << 11  # sets without their elements
 
 
 class NftError(KernelError):
-    """nft refused; the text is nft's own first line."""
+    """nft refused; the text is nft's own first line.
+
+    ``short``: for want of memory or descriptors, so that nothing about the kernel follows from it.
+    """
+
+    @property
+    def short(self) -> bool:  # noqa: D102 - the class says it
+        return any(os.strerror(code) in str(self) for code in _SHORT)
 
 
 @cache

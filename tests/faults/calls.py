@@ -60,7 +60,7 @@ OTHERS = (entry(80, 8081), entry(53, 5353, 17))
 class Life:
     """A network and one container on it. ``number`` and ``container`` make ids that differ, not wishes.
 
-    ``ipam`` is ``--ipam-driver trestle``; without it the addresses come as if from dockerd's own.
+    ``ipam`` is ``--ipam-driver trestle``; without it the addresses come as if from dockerd's own, and end in ``last``.
     """
 
     sandbox: str
@@ -72,6 +72,7 @@ class Life:
     ports: Sequence[Body] = WEB
     ipam: bool = True
     ip: str = ""
+    last: int = 2
     answers: Body = field(default_factory=dict)
 
     @property
@@ -167,12 +168,14 @@ class Life:
         return {"NetworkID": self.network, "EndpointID": self.endpoint}
 
     def _endpoint(self) -> Body:
-        four, six = f"{self.ip or self.subnet + '.2'}/24", f"{self.six}2/64"
-        interface = {"Address": four, "AddressIPv6": six, "MacAddress": ""}
+        four, six = self.addresses()
+        return self._ids() | {"Interface": {"Address": four, "AddressIPv6": six, "MacAddress": ""}, "Options": {}}
+
+    def addresses(self) -> tuple[str, str]:
+        """Of the container, with prefix length."""
         if self.ipam:
-            interface["Address"] = self.answers["address4"]["Address"]
-            interface["AddressIPv6"] = self.answers["address6"]["Address"]
-        return self._ids() | {"Interface": interface, "Options": {}}
+            return self.answers["address4"]["Address"], self.answers["address6"]["Address"]
+        return f"{self.subnet}.{self.last}/24", f"{self.six}{self.last}/64"
 
     # -- all of it ------------------------------------------------------------------------------
 

@@ -27,6 +27,10 @@ class Count:
         except BaseException as error:
             error.add_note(f"case: {name}")
             raise
+        self.add(kind)
+
+    def add(self, kind: str) -> None:
+        """One more."""
         self._counter[kind] += 1
 
 
@@ -38,6 +42,12 @@ def pytest_configure(config: pytest.Config) -> None:
 def count(request: pytest.FixtureRequest) -> Count:
     """Counts cases."""
     return Count(request.config.stash[_COUNTED])
+
+
+@pytest.fixture
+def full(request: pytest.FixtureRequest) -> bool:
+    """Every case, not only the most telling ones."""
+    return bool(request.config.getoption("--full"))
 
 
 @pytest.fixture

@@ -35,12 +35,26 @@ class Scene:
     others: list[Life] = field(default_factory=list)
     on_bridge: bool = False  # of the administrator's
     repeats: bool = True  # an address that was asked for by value before its network exists is taken then
+    undone: bool = True  # all is as before when the call has failed
+    broken: bool = False  # the host is not sound before
     leaves_pool: bool = False  # nobody but Docker knows that it has no network
 
     @property
     def lives(self) -> list[Life]:
         """All whose answers matter."""
         return [self.life, *self.others]
+
+
+def scene_of(name: str, sandbox: str) -> Scene:
+    """A fresh one: answers are written into it."""
+    return next(scene for scene in scenes(sandbox) if scene.name == name)
+
+
+def begin(scene: Scene, host: Host) -> None:
+    """What comes before the fault; the daemon runs then, unless its first start is the scene."""
+    if scene.before or not isinstance(scene.faulty, Act):
+        host.start()
+    play(host, *scene.before)
 
 
 def play(host: Host, *steps: Call | Act) -> None:
@@ -132,7 +146,15 @@ def _ways_out(sandbox: str) -> Iterator[Scene]:
     *before, gone = life.network_goes()
     yield Scene("DeleteNetwork with a living container", life, life.comes() + before, gone, life.addresses_go())
     life = Life(sandbox)
-    yield Scene("Program with other ports", life, life.comes(), life.publish("published", OTHERS), life.goes(), True)
+    yield Scene(
+        "Program with other ports",
+        life,
+        life.comes(),
+        life.publish("published", OTHERS),
+        life.goes(),
+        True,
+        undone=False,
+    )
 
 
 def _after_the_dead(sandbox: str) -> Iterator[Scene]:
@@ -144,11 +166,11 @@ def _after_the_dead(sandbox: str) -> Iterator[Scene]:
         number = [call.label for call in comes].index(label)
         before: list[Call | Act] = [*dead.comes(), KILL, *comes[:number]]
         after = [*comes[number + 1 :], *heir.goes()]
-        yield Scene(f"{comes[number].verb} after a dead one", heir, before, comes[number], after, True)
+        yield Scene(f"{comes[number].verb} after a dead one", heir, before, comes[number], after, True, broken=True)
     life = Life(sandbox, ipam=False)
     create, join, publish = life.container_comes()
     before = [*life.network_comes(), create, NO_BRIDGE]
-    yield Scene("Join without the bridge", life, before, join, [publish, *life.goes()], True)
+    yield Scene("Join without the bridge", life, before, join, [publish, *life.goes()], True, broken=True)
 
 
 def _beside_another(sandbox: str) -> Iterator[Scene]:

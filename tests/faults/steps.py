@@ -13,7 +13,7 @@ import os
 import socket
 import sqlite3
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -47,6 +47,14 @@ class Fault:
 
     how: Literal["die", "fail", "fail on"]
     at: int
+
+
+def chosen(steps: Sequence[Step], full: bool) -> Iterator[tuple[int, Step]]:
+    """All of them, or of each name the last."""
+    last = {step.name: number for number, step in enumerate(steps)}
+    for number, step in enumerate(steps):
+        if full or number == last[step.name]:
+            yield number, step
 
 
 class Steps:

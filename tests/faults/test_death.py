@@ -9,19 +9,17 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
-from typing import Any
 
 import pytest
 
-from driver.firewall.libnftables import Nft
 from tests.faults.calls import perform
 from tests.faults.conftest import Count
-from tests.faults.fork import in_child
-from tests.faults.host import DOCKER, Host
-from tests.faults.scenes import Act, Scene, play, remove_bridge, scenes
-from tests.faults.steps import DIED, Fault, Step, Steps
-from tests.netns.world import World
+from tests.faults.fork import Tell, in_child, private_host, side_by_side
+from tests.faults.host import Host
+from tests.faults.scenes import Act, Scene, begin, play, remove_bridge, scene_of, scenes
+from tests.faults.steps import DIED, Fault, Step, Steps, chosen
 
 Ending = Callable[[Scene, Host], None]
 
@@ -44,14 +42,12 @@ def given_up(scene: Scene, host: Host) -> None:
         ip = life.answers["address4"]["Address"].partition("/")[0] if "address4" in life.answers else ""
         again = replace(life, container=life.container + 1, ip=ip, answers=dict(life.answers))
         perform(host.driver, *again.container_comes())
-        host.is_sound()
-        perform(host.driver, *again.goes())
     else:
         perform(host.driver, *(() if scene.makes else scene.after))
         again = replace(life, number=life.number + 1, answers={})
         perform(host.driver, *again.comes())
-        host.is_sound()
-        perform(host.driver, *again.goes())
+    host.is_sound()
+    perform(host.driver, *again.goes())
     for other in scene.others:
         perform(host.driver, *other.network_goes())
     host.later()
@@ -66,50 +62,43 @@ CASES = [
 
 
 @pytest.mark.parametrize(("name", "ending"), CASES)
-def test_death_at_every_step(name: str, ending: Ending, states: Path, count: Count) -> None:
-    with World(bridge_netfilter=True) as world:
-        Nft().run(DOCKER)
-
-        def scene() -> Scene:
-            return next(one for one in scenes(sandbox) if one.name == name)
-
-        sandbox = world.namespace("sandbox").path
-        with count.case("deaths", "after the last step"):
-            steps = run(scene(), states / "last", None, ending)
-        for at, step in enumerate(steps):
-            if step.effect:
-                with count.case("deaths", f"before step {at} of {len(steps)}, {step.name}"):
-                    run(scene(), states / str(at), at, ending)
+def test_death_at_every_step(name: str, ending: Ending, states: Path, count: Count, full: bool) -> None:
+    with count.case("deaths", "after the last step"):
+        [steps] = in_child(partial(case, name, ending, states / "last", None)).checked()
+    deadly = [at for at, step in chosen(steps, full) if step.effect and (full or ending is repeated)]
+    works = (partial(case, name, ending, states / str(at), at) for at in deadly)
+    for number, ended in side_by_side(works):
+        at = deadly[number]
+        with count.case("deaths", f"before step {at} of {len(steps)}, {steps[at].name}"):
+            ended.checked()
 
 
-def run(scene: Scene, state: Path, at: int | None, ending: Ending) -> list[Step]:
-    """One case; ``at`` None is death after the last step. Returns the steps."""
-
-    def child(tell: Callable[[Any], None]) -> None:
-        host, steps = Host(state), Steps()
-        if scene.before or not isinstance(scene.faulty, Act):
-            host.start()
-        play(host, *scene.before)
-        tell([life.answers for life in scene.lives])
-        steps.arm(None if at is None else Fault("die", at))
-        play(host, scene.faulty)
-        tell(steps.seen)
-
-    status, told = in_child(child)
-    assert status == (0 if at is None else DIED)
+def case(name: str, ending: Ending, state: Path, at: int | None, tell: Tell) -> None:
+    """One case, on a host of its own; ``at`` None is death after the last step, and tells the steps."""
+    scene = scene_of(name, private_host())
+    status, told = in_child(partial(_die, scene, state, at))
+    assert status == (0 if at is None else DIED), told
     for life, answers in zip(scene.lives, told[0], strict=True):
         life.answers.update(answers)
     host = Host(state)
     host.start()
-    try:
-        host.is_sound()
-        ending(scene, host)
-        if scene.leaves_pool and host.rows():
-            assert set(host.rows()) == {"pools"}
-            host.forget_pools()
-        host.is_bare()
-    finally:
-        host.close()
-        if scene.on_bridge:
-            assert remove_bridge() == {"10.77.0.1"}
-    return told[1] if at is None else []
+    host.is_sound()
+    ending(scene, host)
+    if scene.leaves_pool and host.rows():
+        assert set(host.rows()) == {"pools"}
+        host.forget_pools()
+    host.is_bare()
+    if scene.on_bridge:
+        assert remove_bridge() == {"10.77.0.1"}
+    if at is None:
+        steps: list[Step] = told[1]
+        tell(steps)
+
+
+def _die(scene: Scene, state: Path, at: int | None, tell: Tell) -> None:
+    host, steps = Host(state), Steps()
+    begin(scene, host)
+    tell([life.answers for life in scene.lives])
+    steps.arm(None if at is None else Fault("die", at))
+    play(host, scene.faulty)
+    tell(steps.seen)
