@@ -302,14 +302,21 @@ def inhibited_without_gateway(stage: Stage) -> Observed:
     return {"container": addresses(one), "gateway": routes(one)}
 
 
-@story("two subnets of one family")
+@story(
+    "two subnets of one family",
+    note="The built-in refuses a second subnet; a trestle network may have several.",
+)
 def two_subnets(stage: Stage) -> Observed:
     words = ("--subnet", "10.77.0.0/24", "--subnet", "10.78.0.0/24")
     made = stage.tried("network", "create", "-d", stage.driver, *words, "n1")
     return {"IPv4 and IPv4": refused(made)}
 
 
-@story("a name for the interface in the container", since=(28, 0))
+@story(
+    "a name for the interface in the container",
+    since=(28, 0),
+    note="A plugin chooses only the beginning of the name, dockerd appends a number of its own: ask for one like lan0.",
+)
 def interface_name(stage: Stage) -> Observed:
     stage.network("n1", "--subnet", "10.77.0.0/24")
     seen = {}
