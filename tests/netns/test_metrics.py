@@ -68,8 +68,10 @@ def test_the_traffic_of_an_endpoint_is_told_as_its_container_counts_it(site: Sit
         assert site.world.probe(site.world.lan, "tcp", World.HOST4, 8080).startswith("web ")
     labels = {"endpoint": site.web.endpoint[:12], "network": site.net.id[:12], "address": site.web.ip4}
     for name in ("receive_bytes", "receive_packets", "transmit_bytes", "transmit_packets"):
-        assert counter(site.web.inside, name) > 10
-        assert site.value(f"trestle_endpoint_{name}_total", **labels) == counter(site.web.inside, name), name
+        # The kernel's own multicast listener reports may pass at any moment: what is told lies between two readings.
+        before = counter(site.web.inside, name)
+        told = site.value(f"trestle_endpoint_{name}_total", **labels)
+        assert 10 < before <= told <= counter(site.web.inside, name), name
     assert site.value("trestle_endpoint_receive_drops_total", **labels) == 0
 
 
