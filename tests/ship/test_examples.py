@@ -83,6 +83,7 @@ def swarm(lab: PluginLab) -> Iterator[PluginLab]:
         lab.engine.try_docker("network", "rm", "docker_gwbridge")  # dockerd's own, which it leaves
 
 
+@pytest.mark.long
 def test_a_stack_on_a_swarm_of_one_node(swarm: PluginLab) -> None:
     lab = swarm
     lab.docker("network", "create", "--config-only", "--ipam-driver", NAME, "--subnet", "10.80.0.0/24", "shop-config")
@@ -115,6 +116,7 @@ def test_a_stack_on_a_swarm_of_one_node(swarm: PluginLab) -> None:
     lab.docker("network", "rm", "shop-config")
 
 
+@pytest.mark.long
 def test_a_network_of_one_host_beside_a_swarm(swarm: PluginLab) -> None:
     """That service names are resolved does not change how containers find each other."""
     lab = swarm
@@ -129,6 +131,7 @@ def test_a_network_of_one_host_beside_a_swarm(swarm: PluginLab) -> None:
     lab.docker("network", "rm", "shop")
 
 
+@pytest.mark.long
 def test_what_docker_refuses_in_a_swarm(swarm: PluginLab) -> None:
     """What docs/install.md says that does not work."""
     lab = swarm

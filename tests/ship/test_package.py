@@ -132,6 +132,7 @@ def _reboot(host: SystemdMachine) -> None:
     assert host.systemctl("is-active", "trestle.service") == "active"
     host.systemctl("stop", "trestle.socket", "trestle.service")
     assert not (host.base / "run/docker/plugins/trestle.sock").exists()
+    assert host.run("pgrep", "-f", "trestle serve", check=False).stdout == ""
     for name in host.links():
         if re.fullmatch(r"br-[0-9a-f]{12}|veth.*", name):
             host.net.run("ip", "link", "del", name)

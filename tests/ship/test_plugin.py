@@ -93,6 +93,7 @@ def test_disable_and_enable_keep_state_and_traffic(lab: PluginLab) -> None:
     works(lab)
 
 
+@pytest.mark.long
 def test_set(lab: PluginLab) -> None:
     assert "cannot set" in lab.engine.try_docker("plugin", "set", NAME, "TRESTLE_LOG_LEVEL=debug").stderr
     lab.plugin.disable()
@@ -112,6 +113,7 @@ def test_set(lab: PluginLab) -> None:
         lab.plugin.enable()
 
 
+@pytest.mark.long
 def test_a_wrong_setting_is_said(lab: PluginLab) -> None:
     lab.plugin.disable()
     lab.docker("plugin", "set", NAME, "TRESTLE_THREADS=many")
@@ -146,6 +148,7 @@ def test_upgrade_under_traffic(lab: PluginLab) -> None:
     works(lab)
 
 
+@pytest.mark.long
 def test_restart_of_dockerd(lab: PluginLab) -> None:
     lab.network("shop")
     lab.web("web", "--network", "shop", "-p", "8080:80", "--restart", "always")
@@ -160,6 +163,7 @@ def test_restart_of_dockerd(lab: PluginLab) -> None:
     works(lab)
 
 
+@pytest.mark.long
 def test_crash_of_dockerd(lab: PluginLab) -> None:
     lab.network("shop")
     lab.web("web", "--network", "shop", "-p", "8080:80", "--restart", "always")
@@ -170,6 +174,7 @@ def test_crash_of_dockerd(lab: PluginLab) -> None:
     works(lab)
 
 
+@pytest.mark.long
 def test_live_restore(lab: PluginLab) -> None:
     lab.engine.restart("--live-restore")
     try:
@@ -224,6 +229,7 @@ def test_500_networks_are_restored_within_the_dial_window(lab: PluginLab) -> Non
         assert lab.plugin.call("NetworkDriver.DeleteNetwork", {"NetworkID": network})[0] == 200
 
 
+@pytest.mark.long
 def test_legacy_iptables_of_the_host(lab: PluginLab) -> None:
     """python-iptables and its libraries are in the plugin for hosts like this one."""
     chain = ("iptables-legacy", "-t", "filter")
