@@ -17,8 +17,6 @@ from tests.engine.engine import IMAGE, Engine
 
 # Processes that are there with any driver, and whose memory comes and goes for reasons of its own.
 BYSTANDERS = ("dockerd", "containerd", "docker-init", "busybox", "sleep", "runc")
-# Processes that are there with any driver, and whose memory comes and goes for reasons of its own.
-BYSTANDERS = ("dockerd", "containerd", "docker-init", "busybox", "sleep", "runc")
 # Container port, protocol and host port.
 Port = tuple[int, str, int]
 
@@ -60,9 +58,12 @@ class Docker:
     # -- networks -----------------------------------------------------------------------------
 
     @staticmethod
-    def network(name: str, driver: str) -> dict[str, Any]:
+    def network(name: str, driver: str, subnet: str = "") -> dict[str, Any]:
         """The body of a network's creation; a trestle network has trestle's IPAM."""
-        return {"Name": name, "Driver": driver, "IPAM": {"Driver": "trestle"} if driver == "trestle" else {}}
+        ipam: dict[str, Any] = {"Driver": "trestle"} if driver == "trestle" else {}
+        if subnet:
+            ipam["Config"] = [{"Subnet": subnet}]
+        return {"Name": name, "Driver": driver, "IPAM": ipam}
 
     def make_network(self, name: str, driver: str) -> str:
         """A network; its name."""

@@ -44,6 +44,13 @@ CHARTS = {
         "A packet's round trip while there are networks", "µs through a published port; less is better",
         "networks on the host",
     ),
+    "grown": Chart(
+        "Starting a container while there are networks", "milliseconds, one published port; less is better",
+        "networks on the host",
+    ),
+    "grown-create": Chart(
+        "Creating a network while there are networks", "milliseconds; less is better", "networks on the host"
+    ),
     "at-once": Chart("Many containers at the same time", "milliseconds until the last one; less is better"),
     "life": Chart("What a user waits for", "milliseconds, Docker's API; less is better"),
     "calls": Chart("Time of each call beside its floor", "median, milliseconds; less is better"),
