@@ -12,14 +12,14 @@ import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 
-from tests.engine.engine import ROOT, Daemon, Engine
+from tests.engine.engine import ENGINES, ROOT, Daemon, Engine
 from tests.engine.lab import Lab
 from tests.engine.machine import Machine, remove_control_groups, run, wait_until
 
 NAME = "trestle:latest"  # the tag is part of the driver's name (protocol page 1.6)
 REGISTRY = "127.0.0.1:5000"  # loopback counts as insecure, so no certificate is needed
 FILES = ROOT / "dist/plugin"
-PROGRAM = ROOT / ".engines/registry/usr/bin/docker-registry"
+PROGRAM = ENGINES / "registry/usr/bin/docker-registry"
 
 
 def script(engine: Engine, *arguments: str, check: bool = True, **environment: str) -> subprocess.CompletedProcess[str]:

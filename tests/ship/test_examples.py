@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.engine.engine import IMAGE, ROOT
+from tests.engine.engine import IMAGE, ROOT, SUITES
 from tests.engine.machine import HOST4, HOST6, run, wait_until
 
 from .managed import NAME, PluginLab
@@ -16,7 +16,7 @@ from .managed import NAME, PluginLab
 EXAMPLES = ROOT / "examples"
 WORDS = {"IMAGE": IMAGE, "TRESTLE_DRIVER": NAME}
 # Compose 2 is a program without dependencies; that of another suite speaks to any engine.
-COMPOSE_2 = [ROOT / f".engines/{suite}/usr/libexec/docker/cli-plugins/docker-compose" for suite in ("trixie", "forky")]
+COMPOSE_2 = {suite: SUITES[suite] / "usr/libexec/docker/cli-plugins/docker-compose" for suite in ("trixie", "forky")}
 
 
 def compose(lab: PluginLab, program: str, file: Path, *arguments: str) -> None:
@@ -53,9 +53,10 @@ def test_compose_v1(lab: PluginLab) -> None:
 
 
 @pytest.mark.long  # compose 2 comes with the engines that script/engines unpacks
-@pytest.mark.parametrize("program", COMPOSE_2, ids=lambda path: path.parts[-6])
-def test_compose_v2(lab: PluginLab, program: Path) -> None:
-    goes_through_its_life(lab, str(program), EXAMPLES / "compose/compose.yaml")
+@pytest.mark.parametrize("of", COMPOSE_2)
+def test_compose_v2(lab: PluginLab, of: str) -> None:
+    assert COMPOSE_2[of].exists(), f"{COMPOSE_2[of]} is missing; script/engines {of} unpacks it"
+    goes_through_its_life(lab, str(COMPOSE_2[of]), EXAMPLES / "compose/compose.yaml")
 
 
 def test_a_network_from_a_configuration(lab: PluginLab) -> None:
