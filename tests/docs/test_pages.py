@@ -16,7 +16,15 @@ PAGES = [page for page in sorted([*ROOT.glob("*.md"), *ROOT.glob("docs/**/*.md")
 # What must stand in the output of a page, beside every command's success.
 SAYS = {
     "docs/operations.md": ["8080", "table inet trestle {", "mv /tmp/trestle.prom.new", "/nft.txt"],
+    "docs/recipes.md": ["udp . 20000-24999 : 10.", "only by the VPN", "no way out", "  10.121.0.2  "],
     "docs/troubleshooting.md": ["127.0.0.1:8080", "hello", "chain gate {", "table bridge trestle {"],
+}
+# What a page's reader has already, and this machine has not: a VPN, and compose 2.
+BEFORE = {
+    "docs/recipes.md": """
+        ip tuntap add wg0 mode tun; ip link set wg0 up; ip route add 10.8.0.0/16 dev wg0; trap "ip link del wg0" EXIT
+        docker() { if [ "$1" = compose ]; then shift; command docker-compose "$@"; else command docker "$@"; fi; }
+        """
 }
 
 
@@ -26,7 +34,7 @@ def name(page: Path) -> str:
 
 def script(page: Path) -> str:
     """All runnable blocks of a page; a command that fails ends it, wherever it stands."""
-    return "set -euxo pipefail\n" + "\n".join(BLOCK.findall(page.read_text()))
+    return "\n".join(["set -euo pipefail", BEFORE.get(name(page), ""), "set -x", *BLOCK.findall(page.read_text())])
 
 
 @pytest.mark.parametrize("page", PAGES, ids=name)
@@ -37,7 +45,7 @@ def test_its_commands_run(lab: Lab, page: Path) -> None:
         path = f"PATH={Path(TRESTLE).parent}:/usr/sbin:/usr/bin:/sbin:/bin"
         command = lab.machine.enter("/usr/bin/env", path, "bash", "-c", script(page))
         done = subprocess.run(
-            command, text=True, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, timeout=120
+            command, text=True, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, timeout=240
         )
     finally:
         lab.docker("rmi", "busybox")
