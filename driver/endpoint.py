@@ -7,7 +7,6 @@ does not always send all three (protocol page 2.11).
 
 from __future__ import annotations
 
-import hashlib
 import logging
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -24,7 +23,7 @@ from driver.locks import Gate, KeyedLocks
 from driver.model import Endpoint, Family, GatewayMode, Network, PortBinding, PortRequest
 from driver.options import ENDPOINT_IFNAME, interface_prefix
 from driver.plan import FAMILIES, Plan, endpoint_mac, gateway_of, plan_endpoint, plan_network, veth_names
-from driver.portmap import opened_ports
+from driver.portmap import digest, opened_ports
 from driver.ports import HostPorts
 from driver.reconcile import Reconciler
 from driver.sandbox import Sandbox
@@ -90,7 +89,7 @@ class Endpoints:
         """
         check_id("endpoint", endpoint_id)
         with self._gate.shared(), self._locks.hold(endpoint_id):
-            network = self._network(network_id)
+            network = self._standing(network_id)
             endpoint = Endpoint(
                 id=endpoint_id,
                 network_id=network_id,
@@ -118,9 +117,11 @@ class Endpoints:
 
     def remove_all(self, network: Network) -> None:
         """Forget every endpoint of a network that goes. The caller holds the gate."""
-        for endpoint in self._store.endpoints(network.id):
-            with self._locks.hold(endpoint.id):
-                self._remove(network, endpoint)
+        for listed in self._store.endpoints(network.id):
+            with self._locks.hold(listed.id):
+                endpoint = self._store.endpoint(listed.id)  # it may have joined, or gone, since
+                if endpoint is not None:
+                    self._remove(network, endpoint)
 
     # -- join and leave ---------------------------------------------------------------------
 
@@ -176,14 +177,14 @@ class Endpoints:
         with self._gate.shared(), self._locks.hold(endpoint_id):
             network, endpoint = self._known(network_id, endpoint_id)
             wanted = () if network.options.internal else requests
-            digest = _digest(wanted)
+            asked = digest(wanted)
             if endpoint.bindings is not None:
-                if endpoint.request_digest == digest:
+                if endpoint.request_digest == asked:
                     self._reconciler.apply(plan_endpoint(network, endpoint))
                     return
                 endpoint = self._withdraw_ports(network, endpoint)
             bindings = self._bind(network, endpoint, wanted)
-            published = msgspec.structs.replace(endpoint, request_digest=digest, bindings=bindings)
+            published = msgspec.structs.replace(endpoint, request_digest=asked, bindings=bindings)
             or_undo(lambda: self._publish(network, endpoint, published), lambda: self._take_back(network, published))
 
     def unpublish(self, network_id: str, endpoint_id: str) -> None:
@@ -303,9 +304,16 @@ class Endpoints:
         for network in self._store.networks():
             owner = self._store.endpoint_at(network.id, ip)
             if owner and any(subnet.pool == pool for subnet in network.subnets):
-                with self._gate.shared(), self._locks.hold(owner.id):
-                    if self._store.endpoint(owner.id) == owner and not self._is_alive(owner):
-                        self._bury(owner)
+                self.bury_dead(owner.id)
+
+    def bury_dead(self, endpoint_id: str) -> bool:
+        """Forget an endpoint unless a container uses it; whether it was forgotten."""
+        with self._gate.shared(), self._locks.hold(endpoint_id):
+            endpoint = self._store.endpoint(endpoint_id)
+            if endpoint is None or self._is_alive(endpoint):
+                return False
+            self._bury(endpoint)
+            return True
 
     def _free_addresses(self, network: Network, endpoint: Endpoint) -> None:
         """An address that comes again proves its old owner dead (protocol page 0.3, rule 6), unless it lives."""
@@ -338,7 +346,7 @@ class Endpoints:
     def _part(self, network: Network, endpoint: Endpoint) -> None:
         """Take an endpoint out of the kernel; its row stays, as before Join."""
         self._reconciler.withdraw(plan_endpoint(network, endpoint))
-        self._store.put_endpoint(msgspec.structs.replace(_silent(endpoint), sandbox=None, since=self._clock()))
+        self._store.change_endpoint(msgspec.structs.replace(_silent(endpoint), sandbox=None, since=self._clock()))
         # Held until here: while the row says so, they are published, and `trestle repair` would publish them again.
         self._ports.release(endpoint.id)
         self._joined_at.pop(endpoint.id, None)
@@ -348,6 +356,7 @@ class Endpoints:
         if endpoint.joined or endpoint.bindings is not None:
             self._part(network, endpoint)
         self._store.drop_endpoint(endpoint.id)
+        self._joined_at.pop(endpoint.id, None)
 
     def _find(self, network_id: str, endpoint_id: str) -> tuple[Network, Endpoint] | None:
         network, endpoint = self._store.network(network_id), self._store.endpoint(endpoint_id)
@@ -361,8 +370,15 @@ class Endpoints:
             raise NotFound(f"network {network_id[:12]!r} is unknown to trestle; remove it and create it again")
         return network
 
+    def _standing(self, network_id: str) -> Network:
+        """A network that is not on its way out: what came into being on it now would be left behind."""
+        network = self._network(network_id)
+        if network.unfinished:
+            raise Conflict(f"network {network_id[:12]} is being removed")
+        return network
+
     def _known(self, network_id: str, endpoint_id: str) -> tuple[Network, Endpoint]:
-        network, endpoint = self._network(network_id), self._store.endpoint(endpoint_id)
+        network, endpoint = self._standing(network_id), self._store.endpoint(endpoint_id)
         if endpoint is None or endpoint.network_id != network_id:
             raise NotFound(f"endpoint {endpoint_id[:12]!r} is unknown in network {network_id[:12]}")
         return network, endpoint
@@ -387,9 +403,3 @@ def _port_rules(network: Network, endpoint: Endpoint) -> Ruleset:
 def idle_line(endpoint: Endpoint) -> str:
     """An endpoint that nobody will join or delete, for people."""
     return f"endpoint {endpoint.id[:12]} has no sandbox, and nobody deletes it: a call of dockerd's was lost"
-
-
-def _digest(requests: Sequence[PortRequest]) -> str:
-    """Equal for the same requests in any order, which changes from call to call (protocol page 2.7)."""
-    lines = sorted(f"{r.proto} {r.host_ip} {r.host_port} {r.host_port_end} {r.container_port}" for r in requests)
-    return hashlib.blake2b("\n".join(lines).encode(), digest_size=16).hexdigest()

@@ -6,6 +6,7 @@ dockerd sends a published range of 16 384 ports as that many entries in any orde
 
 from __future__ import annotations
 
+import hashlib
 from bisect import bisect_left, bisect_right, insort
 from collections import defaultdict
 from collections.abc import Iterable, Iterator, Sequence
@@ -221,6 +222,12 @@ def candidates(first: int, last: int, after: int, without: Sequence[tuple[int, i
             yield port
 
 
+def digest(requests: Sequence[PortRequest]) -> str:
+    """Equal for the same requests in any order, which changes from call to call (protocol page 2.7)."""
+    lines = sorted(f"{r.proto} {r.host_ip} {r.host_port} {r.host_port_end} {r.container_port}" for r in requests)
+    return hashlib.blake2b("\n".join(lines).encode(), digest_size=16).hexdigest()
+
+
 __all__ = [
     "LAST_PORT",
     "PROTOCOLS",
@@ -231,6 +238,7 @@ __all__ = [
     "Wanted",
     "candidates",
     "coalesce",
+    "digest",
     "opened_ports",
     "sort_out",
     "spans",

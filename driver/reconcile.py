@@ -158,10 +158,11 @@ class Reconciler:
                     if difference.mend(session) is False:
                         _mend(session, differences(plan, session.observe_part(plan)))
                         break
-        # A network may use a bridge that was another owner's so far.
-        taken = Ruleset(others=self._bridges.others & plan.bridges.keys())
-        self.change_rules(add=plan.rules, remove=taken)
-        self._bridges -= taken
+        with self._frame:
+            # A network may use a bridge that was another owner's so far.
+            taken = Ruleset(others=self._bridges.others & plan.bridges.keys())
+            self.change_rules(add=plan.rules, remove=taken)
+            self._bridges -= taken
         if plan.bridges:
             # dockerd may have come, and closed FORWARD, since we last looked.
             self._hook.ensure()
@@ -169,8 +170,9 @@ class Reconciler:
     def withdraw(self, plan: Plan, keep_bridges: bool = False) -> None:
         """Make a part absent: rules first, so that nothing is let through on its way out. Idempotent."""
         given = Ruleset(others=frozenset(plan.bridges if keep_bridges and self._firewall.lists_bridges else ()))
-        self.change_rules(add=given, remove=plan.rules)
-        self._bridges |= given
+        with self._frame:
+            self.change_rules(add=given, remove=plan.rules)
+            self._bridges |= given
         names = [*plan.veths, *(() if keep_bridges else plan.bridges)]
         if names:
             with self._kernel.session() as session:

@@ -152,6 +152,11 @@ class Store:
                 (endpoint.id, endpoint.network_id, endpoint.ip(4), endpoint.ip(6), _encode(endpoint)),
             )
 
+    def change_endpoint(self, endpoint: Endpoint) -> None:
+        """Overwrite; one that somebody has dropped meanwhile stays dropped, for its addresses may be another's."""
+        with self.transaction() as db:
+            db.execute("UPDATE endpoints SET body = ? WHERE id = ?", (_encode(endpoint), endpoint.id))
+
     def drop_endpoint(self, endpoint_id: str) -> None:
         """Forget an endpoint."""
         with self.transaction() as db:
