@@ -5,7 +5,8 @@ Its lists are asked for by a thread of its own, never inside a call (dockerd wou
 protocol page 3.12) and with nothing waiting for the answer: nothing depends on Docker's API.
 
 Careful about what follows: a list that names none of our networks is another engine's; an endpoint is
-unknown when its network is known and it is missing from every list for the whole grace time.
+unknown when its network is known and it is missing from every list for the whole grace time. What to do
+about the unknown is decided in ``driver.forgotten``.
 """
 
 from __future__ import annotations
@@ -13,7 +14,7 @@ from __future__ import annotations
 import logging
 import threading
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 
 from driver.errors import TrestleError
@@ -28,10 +29,20 @@ GRACE = 300.0
 
 @dataclass(frozen=True, slots=True)
 class Roll:
-    """Docker's lists: the ids of its networks, and of the endpoints of its containers."""
+    """Docker's lists: the ids of its networks and of the endpoints of its containers, and its networks' subnets."""
 
     networks: frozenset[str]
     endpoints: frozenset[str]
+    subnets: frozenset[str] = frozenset()
+
+
+@dataclass(frozen=True, slots=True)
+class Held:
+    """What we hold; of pools the prefix by id, and only those that are this host's alone."""
+
+    networks: Sequence[Network]
+    endpoints: Sequence[Endpoint]
+    pools: Mapping[str, str] = field(default_factory=dict)
 
 
 @dataclass
@@ -59,24 +70,37 @@ def unknown_endpoints(roll: Roll, endpoints: Iterable[Endpoint]) -> list[str]:
     return [e.id for e in endpoints if e.network_id in roll.networks and e.id not in roll.endpoints]
 
 
+def unknown_pools(roll: Roll, held: Held) -> list[str]:
+    """Our pools that no network of Docker's has, nor one of ours: dockerd died before it made that network.
+
+    None where Docker knows nothing of ours, for then it is not their Docker.
+    """
+    theirs = roll.networks.intersection(n.id for n in held.networks) or roll.subnets.intersection(held.pools.values())
+    served = roll.subnets.union(subnet.pool for network in held.networks for subnet in network.subnets)
+    return [one for one, prefix in held.pools.items() if prefix not in served] if theirs else []
+
+
 class Census:
     """Compares every ``period`` seconds until it is closed.
 
     ``ours`` gives what we hold; ``ask`` gives Docker's lists, or None where there is no Docker to be asked, and
-    raises TrestleError where it does not answer.
+    raises TrestleError where it does not answer; ``collect`` is given the endpoints that have been unknown for the
+    ``grace`` time, after each comparison that finds any, and says which of them it removed.
     """
 
     def __init__(
         self,
-        ours: Callable[[], tuple[list[Network], list[Endpoint]]],
+        ours: Callable[[], Held],
         ask: Callable[[], Roll | None],
+        collect: Callable[[frozenset[str]], frozenset[str]] = lambda endpoints: frozenset(),
         period: float = PERIOD,
         grace: float = GRACE,
     ) -> None:
         self._ours = ours
         self._ask = ask
+        self._collect = collect
         self._period = period
-        self._endpoints, self._networks = Absent(grace), Absent(grace)
+        self._endpoints, self._networks, self._pools = Absent(grace), Absent(grace), Absent(grace)
         self._closed = threading.Event()
         self._thread = threading.Thread(target=self._run, name="census", daemon=True)
         self._thread.start()
@@ -91,22 +115,31 @@ class Census:
         """Ids of such networks."""
         return self._networks.overdue
 
+    @property
+    def pools(self) -> frozenset[str]:
+        """Ids of such pools."""
+        return self._pools.overdue
+
+    def forget_pools(self) -> None:
+        """Count anew: the id of a pool says nothing but its prefix, and may be another's by now."""
+        self._pools.note(0.0, ())
+
     def compare(self) -> None:
         """Once, now. Ours are read first: what comes into being meanwhile is not missed."""
-        networks, endpoints = self._ours()
-        if not networks:
-            self._endpoints.note(0.0, ())
-            self._networks.note(0.0, ())
-            return
+        held = self._ours()
         try:
-            roll = self._ask()
+            roll = self._ask() if held.networks or held.pools else Roll(frozenset(), frozenset())
         except TrestleError as error:
             log.debug("Docker was not asked what it knows: %s", error)
             return
-        if roll is not None:
-            now = time.monotonic()
-            self._endpoints.note(now, unknown_endpoints(roll, endpoints))
-            self._networks.note(now, unknown_networks(roll, networks))
+        if roll is None:
+            return
+        now = time.monotonic()
+        self._endpoints.note(now, unknown_endpoints(roll, held.endpoints))
+        self._networks.note(now, unknown_networks(roll, held.networks))
+        self._pools.note(now, unknown_pools(roll, held))
+        if self.endpoints:
+            self._endpoints.overdue -= self._collect(self.endpoints)
 
     def close(self) -> None:
         """Stop, without waiting for an answer of Docker's that may be under way."""

@@ -18,6 +18,7 @@ from driver.firewall import backends
 from driver.firewall.hook import Hook
 from driver.firewalld import Firewalld
 from driver.flusher import Flusher
+from driver.forgotten import Forgotten
 from driver.heal import Healer
 from driver.hostfacts import Host
 from driver.ipam import Ipam
@@ -78,6 +79,7 @@ class Driver:
             released=self.endpoints.address_released,
             pool_released=self.networks.pool_released,
         )
+        self._forgotten = Forgotten(self.store, self.networks, self.endpoints, self.ipam)
         self._host = Host(settings, self.firewall.name, self.store, self.ports, self.endpoints)
 
     def start(self) -> list[str]:
@@ -103,12 +105,13 @@ class Driver:
 
     def ask_docker(self, ask: Callable[[], Roll | None], grace: float = GRACE) -> None:
         """From now on, compare in the background what we hold with what Docker knows; ``ask`` gives its lists."""
-        self._host.census = Census(lambda: (self.store.networks(), self.store.endpoints()), ask, grace=grace)
+        self._forgotten.ask(ask, grace)
+        self._host.census = self._forgotten.census
 
     @property
     def census(self) -> Census | None:
         """What Docker does not know, None while it is not asked."""
-        return self._host.census
+        return self._forgotten.census
 
     def traffic(self) -> Iterator[tuple[Endpoint, Traffic]]:
         """What each joined endpoint has sent and received since its veth pair was made."""
@@ -126,16 +129,13 @@ class Driver:
         with self._gate.exclusive():
             dead = [unfinished_line(network) for network in self.networks.unfinished()]
             dead += [idle_line(endpoint) for endpoint in self.endpoints.idle()]
-            dead += map(_unknown_line, self._unknown())
-            return dead + self._reconciler.drift(self._plan())
+            return dead + self._forgotten.lines() + self._reconciler.drift(self._plan())
 
     def repair(self) -> list[str]:
         """What ``check`` names, mended; one line for each."""
-        unknown = self._unknown()
-        for endpoint in unknown:
-            self.endpoints.delete_endpoint(endpoint.network_id, endpoint.id)
+        removed = self._forgotten.remove()
         with self._gate.exclusive():
-            return [*map(_unknown_line, unknown), *self._hold_lost_ports(), *self._mend("repair")]
+            return [*removed, *self._hold_lost_ports(), *self._mend("repair")]
 
     def remove(self) -> None:
         """Take everything of ours out of the kernel; the store stays. For uninstalling."""
@@ -148,8 +148,7 @@ class Driver:
         """Let go of sockets and files; the kernel keeps what it has, so traffic goes on."""
         if self._watcher:
             self._watcher.close()
-        if self._host.census:
-            self._host.census.close()
+        self._forgotten.close()
         self.healer.close()
         self._firewalld.close()
         self.flusher.close()
@@ -179,11 +178,6 @@ class Driver:
             "state_dir": str(self.settings.state_dir),
             "uptime_seconds": round(time.time() - self._started, 1),
         }
-
-    def _unknown(self) -> list[Endpoint]:
-        """Endpoints that Docker has not known for long enough to be dead."""
-        ids = self._host.census.endpoints if self._host.census else ()
-        return [endpoint for one in sorted(ids) if (endpoint := self.store.endpoint(one))]
 
     def _hold_lost_ports(self) -> list[str]:
         """Try again to hold the host ports that another program had at our start."""
@@ -272,8 +266,3 @@ class Driver:
 
     def _plan(self) -> Plan:
         return plan_all(self.store.networks(), self.store.endpoints())
-
-
-def _unknown_line(endpoint: Endpoint) -> str:
-    where = endpoint.ip(4) or endpoint.ip(6) or endpoint.mac
-    return f"endpoint {endpoint.id[:12]} ({where}) is unknown to Docker: its addresses and ports are held for nobody"

@@ -205,12 +205,13 @@ def _stale(facts: Facts) -> Iterator[str]:
     if facts.unknown_endpoints:
         yield (
             f"endpoints that Docker does not know any more: {_some([e[:12] for e in facts.unknown_endpoints])}; "
-            "run `trestle repair`, which frees their addresses and ports"
+            "as interfaces of containers are there, they stay until `trestle repair`, which frees addresses and ports"
         )
     if facts.unknown_networks:
         yield (
             f"networks that Docker does not know any more: {_some([n[:12] for n in facts.unknown_networks])}; "
-            "if no other engine uses them, see 'A network that Docker has forgotten' in docs/troubleshooting.md"
+            "`trestle repair` removes those without containers; if a second engine uses them, do not, and set "
+            "TRESTLE_DOCKER_SOCKET=none"
         )
 
 

@@ -245,6 +245,13 @@ class Ipam:
             for pool, held in found
         ]
 
+    def own_pools(self, older_than: float) -> dict[str, str]:
+        """Prefix by id of the pools that are this host's alone, not swarm's, and were given so many seconds ago."""
+        latest = self._clock() - older_than
+        with self._store.reading() as db:
+            found = [pool for pool in read_pools(db) if pool.space == self.SPACES[0]]
+        return {pool.id: str(pool.prefix) for pool in found if self._given.get(pool.id, self._began) <= latest}
+
     def collect(self, older_than: float = GRACE) -> list[str]:
         """Free leases that no endpoint has, where all endpoints are known: in pools of our own networks.
 

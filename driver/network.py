@@ -89,10 +89,14 @@ class Networks:
         After a CreateNetwork whose answer was lost, no DeleteNetwork comes (protocol page 2.3).
         """
         for network in self._store.networks():
-            if any((s.space, s.pool) == (space, pool) for s in network.subnets):
-                with self._gate.shared(), self._locks.hold(network.id):
-                    log.info("network %s goes with its pool %s", network.id[:12], pool)
-                    self._bury(network)
+            if any((s.space, s.pool) == (space, pool) for s in network.subnets) and self.bury(network.id):
+                log.info("network %s went with its pool %s", network.id[:12], pool)
+
+    def bury(self, network_id: str) -> bool:
+        """Delete a network that Docker has no more, unless a container lives on it; whether it was deleted."""
+        with self._gate.shared(), self._locks.hold(network_id):
+            network = self._store.network(network_id)
+            return network is not None and self._bury(network)
 
     def unfinished(self) -> list[Network]:
         """Networks whose creation or removal broke off. Nobody has them: dockerd repeats neither."""
@@ -128,10 +132,11 @@ class Networks:
                     log.warning("network %s is dead: Docker gave its subnet to another one", other.id[:12])
                     self._bury(other)
 
-    def _bury(self, network: Network) -> None:
-        """Delete a network that Docker has no more, unless a container lives on it."""
-        if self._store.network(network.id) and not self._endpoints.any_alive(network.id):
-            self._delete(network)
+    def _bury(self, network: Network) -> bool:
+        if self._store.network(network.id) is None or self._endpoints.any_alive(network.id):
+            return False
+        self._delete(network)
+        return True
 
     def _new(self, network_id: str, options: NetworkOptions, subnets: tuple[Subnet, ...]) -> Network:
         """The network with what the host decides: device, ownership, MTU."""

@@ -7,6 +7,7 @@ endpoints; of a container's environment and the rest of the answer nothing is ke
 from __future__ import annotations
 
 import http.client
+import ipaddress
 import json
 from contextlib import closing
 from pathlib import Path
@@ -33,6 +34,12 @@ def roll(path: Path | None) -> Roll | None:
     try:
         return Roll(
             networks=frozenset(network["Id"] for network in networks),
+            subnets=frozenset(
+                str(ipaddress.ip_network(config["Subnet"], strict=False))
+                for network in networks
+                for config in (network.get("IPAM") or {}).get("Config") or ()
+                if config.get("Subnet")
+            ),
             endpoints=frozenset(
                 attached["EndpointID"]
                 for container in containers
@@ -40,7 +47,7 @@ def roll(path: Path | None) -> Roll | None:
                 if attached.get("EndpointID")
             ),
         )
-    except (TypeError, KeyError, AttributeError) as error:
+    except (TypeError, KeyError, AttributeError, ValueError) as error:
         raise DockerError(f"what answers at {path} is not Docker: {error!r}") from None
 
 

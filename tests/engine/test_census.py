@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 
-from driver.census import unknown_endpoints, unknown_networks
+from driver.census import Held, unknown_endpoints, unknown_networks, unknown_pools
 from driver.model import Endpoint, Network, NetworkOptions
 from plugin import docker
 
@@ -34,4 +34,10 @@ def test_the_lists_of_a_real_engine_know_every_container_and_nothing_else(lab: L
     assert unknown_endpoints(roll, endpoints) == []
     lost = Endpoint(id="d" * 64, network_id=ids[0], mac="02:42:0a:00:00:02")
     assert unknown_endpoints(roll, [*endpoints, lost]) == [lost.id]
+    lab.docker("network", "create", "-d", "bridge", "--ipam-driver", "trestle", "bridged")
+    pools = {pool["id"]: pool["prefix"] for pool in json.loads(lab.daemon.cli("pools", "--json").stdout)}
+    assert len(pools) == 3
+    roll = docker.roll(lab.engine.docker_socket)
+    assert roll is not None
+    assert unknown_pools(roll, Held((), (), pools | {"lost": "10.255.255.0/24"})) == ["lost"]
     lab.docker("unpause", "paused")

@@ -11,16 +11,14 @@ import subprocess
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
-from typing import Any
 
 import pytest
 
-from driver.census import Roll
 from driver.daemon import Driver
 from driver.plan import veth_names
 from driver.settings import Settings
 from tests.netns.daemon import ROOT, Daemon, running
-from tests.netns.libnetwork import Libnetwork, new_id, port
+from tests.netns.libnetwork import Libnetwork, new_id
 from tests.netns.test_server import endpoint_of, network_of
 from tests.netns.waiting import eventually
 from tests.netns.world import World
@@ -322,28 +320,3 @@ def test_it_finds_an_endpoint_without_veth_pair(world: World, driver: Driver) ->
     assert checks(driver) == ["stale"]
     driver.repair()
     assert checks(driver) == []
-
-
-def test_what_docker_does_not_know_is_named_and_repaired_but_only_if_it_is_their_docker(
-    world: World, driver: Driver
-) -> None:
-    libnetwork = Libnetwork(driver, world)
-    net = libnetwork.network("10.70.0.0/24")
-    web, lost = libnetwork.run("web", net, port(80, 8080)), libnetwork.run("lost", net, port(80, 8081))
-    other = libnetwork.network("10.71.0.0/24")
-    rolls: list[Any] = [Roll(frozenset(), frozenset()), None, Roll(frozenset({net.id}), frozenset({web.endpoint}))]
-    driver.ask_docker(lambda: rolls[0], grace=0)
-    assert driver.census
-    for _ in range(2):  # another engine's list, and no Docker at all
-        driver.census.compare()
-        assert (driver.check(), checks(driver)) == ([], [])
-        rolls.pop(0)
-    driver.census.compare()
-    (line,) = driver.check()
-    assert line.startswith(f"endpoint {lost.endpoint[:12]} (10.70.0.3) is unknown to Docker")
-    texts = [finding.text for finding in driver.doctor()]
-    assert [part in text for part, text in zip((lost.endpoint[:12], other.id[:12]), texts, strict=True)] == [True] * 2
-    assert driver.repair() == [line]
-    assert driver.check() == []
-    assert [endpoint.id for endpoint in driver.store.endpoints()] == [web.endpoint]
-    assert driver.ports.owner_of(6, "0.0.0.0", 8081) is None

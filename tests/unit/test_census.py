@@ -8,10 +8,11 @@ import threading
 import time
 from pathlib import Path
 
+import msgspec
 import pytest
 
-from driver.census import Absent, Census, Roll, unknown_endpoints, unknown_networks
-from driver.model import Endpoint, Network, NetworkOptions
+from driver.census import Absent, Census, Held, Roll, unknown_endpoints, unknown_networks, unknown_pools
+from driver.model import Endpoint, Network, NetworkOptions, Subnet
 from plugin import docker
 
 A, B = (
@@ -29,6 +30,35 @@ def test_only_a_docker_that_knows_one_of_our_networks_is_asked_about_the_others(
 def test_an_endpoint_is_unknown_only_on_a_network_that_is_known() -> None:
     assert unknown_endpoints(Roll(frozenset({A.id}), frozenset({ONE.id})), [ONE, TWO]) == [TWO.id]
     assert unknown_endpoints(Roll(frozenset({B.id}), frozenset()), [ONE, TWO]) == []
+
+
+def test_a_pool_is_unknown_when_no_network_has_it_and_docker_knows_something_of_ours() -> None:
+    subnet = Subnet(pool="10.1.0.0/24")
+    network = msgspec.structs.replace(A, subnets=(subnet,))
+    held = Held([network], [], {"a": "10.1.0.0/24", "macvlan": "10.2.0.0/24", "lost": "10.3.0.0/24"})
+    for roll, unknown in [
+        (Roll(frozenset({A.id}), frozenset(), frozenset({"10.1.0.0/24", "10.2.0.0/24"})), ["lost"]),
+        (Roll(frozenset(), frozenset(), frozenset({"10.2.0.0/24"})), ["lost"]),
+        (Roll(frozenset({"f" * 64}), frozenset(), frozenset({"172.17.0.0/16"})), []),  # another engine's list
+    ]:
+        assert unknown_pools(roll, held) == unknown
+
+
+def test_what_was_collected_is_unknown_no_more() -> None:
+    told: list[frozenset[str]] = []
+
+    def collect(ids: frozenset[str]) -> frozenset[str]:
+        told.append(ids)
+        return frozenset({ONE.id})
+
+    roll = Roll(frozenset({A.id}), frozenset())
+    census = Census(lambda: Held([A], [ONE, TWO]), lambda: roll, collect, period=3600, grace=0)
+    try:
+        census.compare()
+        assert told == [{ONE.id, TWO.id}]
+        assert census.endpoints == {TWO.id}
+    finally:
+        census.close()
 
 
 def test_it_must_be_missing_from_every_list_for_the_whole_grace_time() -> None:
@@ -58,7 +88,7 @@ def test_a_docker_that_accepts_and_never_answers_holds_up_neither_the_start_nor_
             return docker.roll(path)
 
         started = time.monotonic()
-        census = Census(lambda: ([A], [ONE]), ask, period=0.01, grace=0)
+        census = Census(lambda: Held([A], [ONE]), ask, period=0.01, grace=0)
         assert asked.wait(10)
         census.close()
         assert time.monotonic() - started < docker.PATIENCE
