@@ -70,7 +70,7 @@ def test_a_healthy_host_has_no_finding() -> None:
         ("overlap", {"routes": [("fd00::/32", "tun0")]}, ["fd00::/64"]),
         ("stale", {"without_link": [WEB.id]}, ["without veth pair: cccccccccccc"]),
         ("stale", {"unknown_endpoints": [WEB.id]}, ["Docker does not know", "trestle repair"]),
-        ("stale", {"unknown_networks": [NET.id]}, ["aaaaaaaaaaaa", "docs/troubleshooting.md"]),
+        ("stale", {"unknown_networks": [NET.id]}, ["aaaaaaaaaaaa", "trestle repair"]),
         ("file-limit", {"file_limit": 1024}, ["1024", "LimitNOFILE"]),
         ("mtu", {"uplink": ("wg0", 1420)}, ["wg0", "driver.mtu=1420"]),
         ("start-order", {"dockerd_first": True}, ["systemctl enable trestle.socket"]),
