@@ -14,14 +14,13 @@ __all__ = ["engines"]  # a fixture, here for tests/engine and tests/parity alike
 
 TESTS = Path(__file__).parent
 ORDER = ("unit", "budget", "netns", "engine", "parity")
-LONG = ("parity", "ship")  # folders of suites that unpack engines, build images and packages
+LONG = ("parity", "ship")  # folders of suites that ask for a quarter of an hour, build images and packages
+QUICK = TESTS / "parity/test_page.py"  # ... but for this one, which reads a page
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
-    """--full: every engine, and the long runs."""
-    parser.addoption(
-        "--full", action="store_true", help="on every Docker engine that script/engines knows, and long runs"
-    )
+    """--full: everything on every engine, and the long runs."""
+    parser.addoption("--full", action="store_true", help="everything on all three Docker engines, and the long runs")
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
@@ -33,7 +32,8 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
         long = [
             item
             for item in items
-            if item.get_closest_marker("long") or any(suite in item.path.parents for suite in suites)
+            if item.get_closest_marker("long")
+            or (item.path != QUICK and any(suite in item.path.parents for suite in suites))
         ]
         config.hook.pytest_deselected(items=long)
         items[:] = [item for item in items if item not in long]

@@ -7,7 +7,7 @@ from collections.abc import Generator, Iterator
 
 import pytest
 
-from .engine import SUITES, Engine
+from .engine import NEWEST, SUITES, Engine
 from .lab import Lab
 from .pool import Engines
 
@@ -15,10 +15,11 @@ _FAILED = pytest.StashKey[bool]()
 
 
 def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
-    """Every engine test runs on the engine of this machine, with --full on every engine that Debian has."""
+    """Engine tests run on the newest engine; the core of them, and with --full all, on the others too."""
     if "lab" in metafunc.fixturenames:
-        suites = list(SUITES) if metafunc.config.getoption("--full") else ["host"]
-        metafunc.parametrize("lab", suites, indirect=True, scope="function")
+        full = metafunc.config.getoption("--full") or metafunc.definition.get_closest_marker("core")
+        only = metafunc.definition.get_closest_marker("only")
+        metafunc.parametrize("lab", only.args if only else list(SUITES) if full else [NEWEST], indirect=True)
 
 
 @pytest.fixture

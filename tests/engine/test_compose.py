@@ -5,10 +5,13 @@ from __future__ import annotations
 import os
 import shutil
 
+import pytest
+
 from .engine import IMAGE
 from .lab import Lab
 from .machine import HOST4, HOST6, run
 
+pytestmark = pytest.mark.core
 FILE = f"""
 version: "2.4"
 services:

@@ -29,6 +29,7 @@ def veths(lab: Lab) -> list[str]:
 
 
 @pytest.mark.checklist(10)
+@pytest.mark.core
 def test_join_error(lab: Lab) -> None:
     """The bridge is gone and something else has its name, so no veth pair can be put into it."""
     lab.network("n1", "-o", "com.docker.network.bridge.name=shop0")
@@ -48,6 +49,7 @@ def test_join_error(lab: Lab) -> None:
 
 @pytest.mark.checklist(10)
 @pytest.mark.parametrize("ipam", [OWN, DEFAULT], ids=["own-ipam", "default-ipam"])
+@pytest.mark.core
 def test_program_error(lab: Lab, ipam: tuple[str, ...]) -> None:
     lab.network("n1", ipam=ipam)
     lab.container("first", "--network", "n1", "-p", "8080:80")
@@ -67,6 +69,7 @@ def test_program_error(lab: Lab, ipam: tuple[str, ...]) -> None:
 
 
 @pytest.mark.checklist(10)
+@pytest.mark.core
 def test_program_error_when_a_network_is_connected(lab: Lab) -> None:
     """The new network would be the gateway, but the port cannot move there.
 
@@ -91,6 +94,7 @@ def test_program_error_when_a_network_is_connected(lab: Lab) -> None:
 
 
 @pytest.mark.checklist(10)
+@pytest.mark.core
 def test_container_that_cannot_run(lab: Lab) -> None:
     """Up to 27 the network is made first, so everything comes and goes; from 28 on no call comes at all."""
     lab.network("n1")

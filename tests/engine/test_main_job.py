@@ -12,6 +12,7 @@ from .engine import IMAGE
 from .lab import DEFAULT, OWN, Lab
 from .machine import FAR4, HOST4, HOST4_SECOND, HOST6, LAN4, LAN6
 
+pytestmark = pytest.mark.core
 BOTH_IPAMS = pytest.mark.parametrize("ipam", [OWN, DEFAULT], ids=["own-ipam", "default-ipam"])
 
 

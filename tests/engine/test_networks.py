@@ -7,6 +7,8 @@ import pytest
 from .lab import Lab
 from .machine import HOST4, LAN4, wait_until
 
+pytestmark = pytest.mark.core
+
 
 def gateway(lab: Lab, network: str) -> str:
     return str(lab.engine.inspect(network)["IPAM"]["Config"][0]["Gateway"]).partition("/")[0]
@@ -98,9 +100,8 @@ def test_a_container_that_stops_frees_what_it_had_and_a_restart_brings_it_back(l
 
 
 @pytest.mark.checklist(9)
+@pytest.mark.only("forky")  # --gw-priority came with Docker 28
 def test_gateway_priority(lab: Lab) -> None:
-    if lab.engine.version() < (28, 0):
-        pytest.skip(f"--gw-priority came with Docker 28; this is {lab.engine.version()}")
     lab.network("m1")
     lab.network("m2")
     box = lab.container("box", "--network", "m1", "-p", "8080:80")

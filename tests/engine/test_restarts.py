@@ -81,6 +81,7 @@ def test_containers_stop_while_the_daemon_starts_again(lab: Lab) -> None:
     assert {p["host_port"] for p in lab.published()} == {8000}
 
 
+@pytest.mark.core
 def test_dockerd_restarts_with_live_restore(lab: Lab) -> None:
     lab.engine.restart("--live-restore")
     lab.network("n1")
@@ -99,6 +100,7 @@ def test_dockerd_restarts_with_live_restore(lab: Lab) -> None:
     assert lab.remains() == []
 
 
+@pytest.mark.core
 def test_dockerd_restarts_without_live_restore(lab: Lab) -> None:
     lab.network("n1")
     lab.web("web", "--network", "n1", "-p", "8080:80", "--restart", "always")
@@ -108,6 +110,7 @@ def test_dockerd_restarts_without_live_restore(lab: Lab) -> None:
     assert lab.daemon.drift() == ""
 
 
+@pytest.mark.core
 def test_dockerd_dies_and_comes_back(lab: Lab) -> None:
     lab.network("n1")
     lab.web("web", "--network", "n1", "-p", "8080:80", "--restart", "always")
@@ -177,10 +180,9 @@ def test_what_others_remove_comes_back_by_itself_under_running_containers(lab: L
         assert lab.page(lab.lan, HOST4, 8080) == "web"
 
 
+@pytest.mark.only("host")  # the daemon beside another engine sees no container's namespace, like a managed plugin
 def test_repair_gives_running_containers_their_interfaces_back(lab: Lab) -> None:
     """Links were deleted while the daemon was away; the containers live on and dockerd knows of nothing."""
-    if not lab.daemon.inside:
-        pytest.skip("the daemon beside this engine sees no container's namespace, like a managed plugin")
     lab.network("n1")
     lab.web("web", "--network", "n1", "-p", "8080:80")
     lab.web("other", "--network", "n1")
