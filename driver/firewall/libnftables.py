@@ -13,6 +13,7 @@ import errno
 import json
 import os
 import threading
+import time
 from functools import cache
 from typing import Any
 
@@ -58,7 +59,8 @@ def _library() -> ctypes.CDLL:
     return lib
 
 
-_LISTINGS = 5  # attempts at one list
+_LISTINGS = 10  # attempts at one list
+_PAUSE = 0.01  # seconds between them: whoever changes the ruleset is given time to end
 
 
 class Nft:
@@ -83,10 +85,12 @@ class Nft:
             output = self._call(text, _JSON | _NUMERIC | (_TERSE if terse else 0))
             try:
                 objects: list[dict[str, Any]] = json.loads(output)["nftables"] if output else []
-            except json.JSONDecodeError:
+            except json.JSONDecodeError as error:
+                torn = output[max(0, error.pos - 60) : error.pos + 60]
+                time.sleep(_PAUSE)
                 continue  # a table that went while it was listed leaves a hole in what is printed
             return objects
-        raise NftError(f"nftables changes too fast for `{text}`; try again")
+        raise NftError(f"nftables changes too fast for `{text}`, which is torn at {torn!r}; try again")
 
     def show(self, text: str) -> str:
         """What a list command prints for people."""

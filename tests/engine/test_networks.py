@@ -11,7 +11,7 @@ pytestmark = pytest.mark.core
 
 
 def gateway(lab: Lab, network: str) -> str:
-    return str(lab.engine.inspect(network)["IPAM"]["Config"][0]["Gateway"]).partition("/")[0]
+    return str(lab.engine.inspect("--type", "network", network)["IPAM"]["Config"][0]["Gateway"]).partition("/")[0]
 
 
 @pytest.mark.checklist(9)
