@@ -39,8 +39,9 @@ def shown(value: object) -> str:
 def options() -> str:
     defaults = NetworkOptions()
     rows = [
-        (f"`{o.key}`", o.meaning, o.allowed, shown(getattr(defaults, o.field)), f"`{o.example}`", o.since)
+        (f"`{o.key}`", o.meaning, o.allowed, shown(default), f"`{o.example}`", o.since)
         for o in OPTIONS
+        for default in [getattr(defaults, o.field) if o.field else o.default]
     ]
     return table(("key", "meaning", "values", "default", "example", "in Docker since"), rows)
 

@@ -21,7 +21,7 @@ from driver.flusher import Flusher
 from driver.kernel import Kernel
 from driver.locks import Gate, KeyedLocks
 from driver.model import Endpoint, Family, GatewayMode, Network, PortBinding, PortRequest
-from driver.options import ENDPOINT_IFNAME, interface_prefix
+from driver.options import ENDPOINT_IFNAME, check_endpoint_options, interface_prefix
 from driver.plan import FAMILIES, Plan, endpoint_mac, gateway_of, plan_endpoint, plan_network, veth_names
 from driver.portmap import digest, opened_ports
 from driver.ports import HostPorts
@@ -88,6 +88,7 @@ class Endpoints:
         Raises Conflict when a living endpoint has one of the addresses.
         """
         check_id("endpoint", endpoint_id)
+        check_endpoint_options(options)
         with self._gate.shared(), self._locks.hold(endpoint_id):
             network = self._standing(network_id)
             endpoint = Endpoint(
@@ -99,7 +100,6 @@ class Endpoints:
                 options={key: value for key, value in options.items() if isinstance(value, str)},
                 since=self._clock(),
             )
-            _prefix(network, endpoint)
             known = self._store.endpoint(endpoint_id)
             if known is None:
                 self._free_addresses(network, endpoint)
@@ -171,19 +171,21 @@ class Endpoints:
     ) -> None:
         """Publish exactly these ports (ProgramExternalConnectivity: set, not add; protocol page 2.10).
 
-        ``no_proxy_6to4`` asks for no proxy from the host's IPv6 to the container's IPv4; there is
-        never one here. Raises PortInUse in Docker's own words; then nothing is published.
+        ``no_proxy_6to4``: another endpoint of the container is its IPv6 gateway and publishes there.
+        Raises PortInUse in Docker's own words; then nothing is published.
         """
         with self._gate.shared(), self._locks.hold(endpoint_id):
             network, endpoint = self._known(network_id, endpoint_id)
             wanted = () if network.options.internal else requests
-            asked = digest(wanted)
+            # An endpoint with IPv6 alone is told so too (28), where its neighbour has the IPv4 side.
+            families: Sequence[Family] = (4,) if no_proxy_6to4 and endpoint.address4 else FAMILIES
+            asked = digest(wanted, families)
             if endpoint.bindings is not None:
                 if endpoint.request_digest == asked:
                     self._reconciler.apply(plan_endpoint(network, endpoint))
                     return
                 endpoint = self._withdraw_ports(network, endpoint)
-            bindings = self._bind(network, endpoint, wanted)
+            bindings = self._bind(network, endpoint, wanted, [f for f in families if endpoint.ip(f)])
             published = msgspec.structs.replace(endpoint, request_digest=asked, bindings=bindings)
             or_undo(lambda: self._publish(network, endpoint, published), lambda: self._take_back(network, published))
 
@@ -226,9 +228,10 @@ class Endpoints:
         self._flusher.ports(endpoint.bindings or ())
         return silent
 
-    def _bind(self, network: Network, endpoint: Endpoint, requests: Sequence[PortRequest]) -> tuple[PortBinding, ...]:
+    def _bind(
+        self, network: Network, endpoint: Endpoint, requests: Sequence[PortRequest], families: Sequence[Family]
+    ) -> tuple[PortBinding, ...]:
         """What to publish: reserved host ports where they are translated, opened ones where they are routed."""
-        families = [family for family in FAMILIES if endpoint.ip(family)]
         routed = [f for f in families if network.options.gateway_mode(f) is GatewayMode.ROUTED]
         translated = [family for family in families if family not in routed]
         opened = opened_ports(requests, routed)

@@ -15,11 +15,11 @@ import msgspec
 
 from driver.checks import PoolData, check_id, read_subnet, refuse_clash, supersede
 from driver.endpoint import Endpoints
-from driver.errors import Conflict, KernelError
+from driver.errors import Conflict, InvalidRequest, KernelError
 from driver.kernel import Kernel
 from driver.locks import Gate, KeyedLocks
 from driver.model import GatewayMode, Network, NetworkOptions, Subnet
-from driver.options import read_options
+from driver.options import ENABLE_IPV4, read_options, without_effect
 from driver.plan import FAMILIES, bridge_name, plan_network
 from driver.reconcile import Reconciler
 from driver.store import Store
@@ -59,6 +59,10 @@ class Networks:
         parsed = read_options(options)
         read = [read_subnet(data, 4) for data in ipv4] + [read_subnet(data, 6) for data in ipv6]
         subnets = tuple(subnet for subnet in read if subnet)
+        if not parsed.enable_ipv4 and ipv4:
+            raise InvalidRequest(
+                f"option {ENABLE_IPV4}=false: Docker, which obeys it from 28.0 on, gave IPv4 all the same"
+            )
         with self._gate.shared(), self._locks.hold(network_id):
             known = self._store.network(network_id)
             if known is not None:
@@ -66,6 +70,8 @@ class Networks:
                     raise Conflict(f"network {network_id[:12]} exists with other options; remove it first")
                 self._make(known)
                 return
+            for line in without_effect(options):
+                log.warning("network %s: %s", network_id[:12], line)
             self._bury_superseded(subnets)
             network = self._new(network_id, parsed, subnets)
             with self._store.transaction():

@@ -222,9 +222,11 @@ def candidates(first: int, last: int, after: int, without: Sequence[tuple[int, i
             yield port
 
 
-def digest(requests: Sequence[PortRequest]) -> str:
+def digest(requests: Iterable[PortRequest], families: Sequence[Family]) -> str:
     """Equal for the same requests in any order, which changes from call to call (protocol page 2.7)."""
-    lines = sorted(f"{r.proto} {r.host_ip} {r.host_port} {r.host_port_end} {r.container_port}" for r in requests)
+    lines = [str(family) for family in families] + sorted(
+        f"{r.proto} {r.host_ip} {r.host_port} {r.host_port_end} {r.container_port}" for r in requests
+    )
     return hashlib.blake2b("\n".join(lines).encode(), digest_size=16).hexdigest()
 
 

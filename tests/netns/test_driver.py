@@ -251,6 +251,26 @@ def test_program_twice_is_once_and_another_list_replaces(host: Libnetwork) -> No
     assert host.driver.check() == []
 
 
+def test_beside_another_ipv6_gateway_only_ipv4_is_published(host: Libnetwork) -> None:
+    """Docker 29: two networks of one container, each the gateway of one family (protocol page 2.10)."""
+    both, other = host.network("10.70.0.0/24", "fd70::/64"), host.network("10.71.0.0/24", "fd71::/64")
+    web = host.run("web", both, port(80, 8080))
+
+    def hosts(endpoint: str) -> list[str]:
+        found = host.driver.store.endpoint(endpoint)
+        assert found
+        return [binding.host_ip for binding in found.bindings or ()]
+
+    assert hosts(web.endpoint) == ["0.0.0.0", "::"]
+    host.driver.endpoints.publish(both.id, web.endpoint, [port(80, 8080)], no_proxy_6to4=True)
+    assert hosts(web.endpoint) == ["0.0.0.0"]
+    six = host.create("six", other, address4="")
+    host.join(six)
+    host.driver.endpoints.publish(other.id, six.endpoint, [port(80, 8080)], no_proxy_6to4=True)  # 28 says so here too
+    assert hosts(six.endpoint) == ["::"]
+    assert host.driver.check() == []
+
+
 def test_a_clash_is_told_in_dockers_words_and_publishes_nothing(host: Libnetwork) -> None:
     net = host.network("10.70.0.0/24")
     host.run("one", net, port(80, 8080))
@@ -331,6 +351,12 @@ def test_check_names_a_link_of_ours_that_belongs_to_nothing_and_repair_removes_i
 def test_bad_options_are_refused_before_anything_is_made(host: Libnetwork) -> None:
     with pytest.raises(InvalidRequest, match=r"driver\.mtu=12"):
         host.network("10.70.0.0/24", driver__mtu="12")
+    assert links(host) == {}
+
+
+def test_a_family_that_docker_gives_all_the_same_is_refused(host: Libnetwork) -> None:
+    with pytest.raises(InvalidRequest, match=r"enable_ipv4=false: Docker, which obeys it from 28.0 on"):
+        host.network("10.70.0.0/24", "fd70::/64", enable_ipv4="false", enable_ipv6="true")
     assert links(host) == {}
 
 
