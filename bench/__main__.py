@@ -15,7 +15,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from bench import calls, containers, daemon, packets, paths, report
+from bench import boot, calls, containers, daemon, packets, paths, report
 from bench.measure import Row, progress
 from plugin.version import version
 from tests.engine.engine import SUITES
@@ -54,9 +54,19 @@ PARTS = {
         lambda _: calls.verbs(1000) + calls.addresses(65000, "10.70.0.0/16"),
     ),
     "daemon": Part(
-        lambda _: daemon.first_answer(7) + daemon.restore((10, 40), 3) + daemon.healed(1) + daemon.occupied(2000),
-        lambda _: (
-            daemon.first_answer(21) + daemon.restore((50, 150, 500), 5) + daemon.healed(5) + daemon.occupied(100_000)
+        lambda suite: (
+            boot.booted(suite, 1)
+            + daemon.first_answer(7)
+            + daemon.restore((10, 40), 3)
+            + daemon.healed(1)
+            + daemon.occupied(2000)
+        ),
+        lambda suite: (
+            boot.booted(suite, 7)
+            + daemon.first_answer(21)
+            + daemon.restore((50, 150, 500), 5)
+            + daemon.healed(5)
+            + daemon.occupied(100_000)
         ),
     ),
 }

@@ -69,7 +69,8 @@ class Daemon:
         self.process: subprocess.Popen[bytes] | None = None
         self.settings: dict[str, str] = {}
 
-    def _command(self) -> list[str]:
+    def command(self) -> list[str]:
+        """What starts it, where it belongs."""
         run_folder = Path("/run") if self.inside else self.machine.base / "run"
         ours = {
             "TRESTLE_SOCKET": run_folder / "docker/plugins/trestle.sock",
@@ -89,7 +90,7 @@ class Daemon:
         mortal = ["setpriv", "--pdeathsig", "KILL", "--"]  # it ends with the test run, however that ends
         with self.log.open("ab") as log:
             self.process = subprocess.Popen(
-                [*mortal, *self._command()],
+                [*mortal, *self.command()],
                 stdin=subprocess.DEVNULL,
                 stdout=log,
                 stderr=log,
