@@ -60,9 +60,35 @@ def load() -> Any:
         if "XTABLES_LIBDIR" not in os.environ and (extensions := _extensions()):
             os.environ["XTABLES_LIBDIR"] = extensions
         import iptc
+        from iptc import xtables
     finally:
         ctypes.util.find_library = search
+    xtables.xtables._option_lookup = _option
     return iptc
+
+
+def _option(loader: Any, options: Any, name: bytes) -> Any:
+    """An option of an extension by its name, or None; in place of python-iptables' own look-up.
+
+    It steps over rows of 48 bytes (struct xt_option_entry, xtables.h). Newer iptables, that of Debian 13 for one, has
+    rows of 56: everything but the first option would not be found.
+    """
+    extension = loader.find_match(b"addrtype")
+    size = row_size(ctypes.addressof(extension[0].x6_options[0])) if extension else ctypes.sizeof(options[0])
+    at = ctypes.addressof(options[0])
+    while (row := type(options[0]).from_address(at)).name:
+        if row.name == name:
+            return row
+        at += size
+    return None
+
+
+def row_size(options: int) -> int:
+    """How long a row of libxtables' tables of options is, by the address of one that has two options without limits.
+
+    After 48 bytes there is the name of the second, or what is the upper limit of the first in longer rows: nothing.
+    """
+    return 48 if ctypes.c_void_p.from_address(options + 48).value else 56
 
 
 def _extensions() -> str | None:
