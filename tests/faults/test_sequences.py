@@ -157,7 +157,7 @@ class Nights(RuleBasedStateMachine):
         bridge = f"br-{network.network[:12]}"
         self.broken = True
         if what == "table":
-            Nft().run("delete table inet trestle")
+            Nft().run("add table inet trestle; delete table inet trestle")  # it may be gone already
         elif what == "rule":
             Nft().run("flush chain ip filter DOCKER-USER")
         elif what == "veth":
