@@ -146,7 +146,8 @@ forget_engine() {
     forget_rules iptables
     forget_rules ip6tables
     cat "$RUN/ip_forward.before" >/proc/sys/net/ipv4/ip_forward
-    umount /run/docker/netns/* 2>/dev/null || true
+    # Where / is not shared, dockerd mounts its folder on itself, and some versions leave that behind.
+    umount /run/docker/netns/* /var/lib/docker 2>/dev/null || true
     while read -r file; do
         case $file in
         /var/lib/docker*) ! noted used || continue ;;
