@@ -5,7 +5,8 @@ from __future__ import annotations
 import socket
 import subprocess
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
@@ -13,10 +14,12 @@ import pytest
 from driver.daemon import Driver
 from driver.plan import veth_names
 from driver.settings import Settings
+from tests.engine.engine import ENGINES
 from tests.netns.libnetwork import Container, Libnetwork, port
 from tests.netns.world import World
 
 SOON = 5.0  # seconds; what it takes is measured by the benchmarks, not asserted here
+PATIENCE = 20.0  # seconds: TCP doubles its waits while a link is away
 
 FORWARD_DROP = """
 table ip filter {
@@ -37,28 +40,113 @@ class Site:
         self.web: Container = libnetwork.run("web", self.net, port(80, 8080))
         self.veth = veth_names(self.web.endpoint)[0]
         world.serve(self.web.inside, "tcp", 80)
+        self.flow = Flow(self)
 
     def answers(self) -> bool:
         return self.world.probe(self.world.lan, "tcp", World.HOST4, 8080).startswith("web ")
 
 
-@pytest.fixture
-def site(tmp_path: Path) -> Iterator[Site]:
+class Flow:
+    """A connection from the LAN to a published port, open from the beginning."""
+
+    def __init__(self, site: Site) -> None:
+        inet, stream = socket.AF_INET, socket.SOCK_STREAM
+        ports = [port(80, 8080), port(81, 8082)]
+        site.driver.endpoints.publish(site.net.id, site.web.endpoint, ports)
+        self._client = site.world.lan.socket(inet, stream)
+        with site.web.inside.socket(inet, stream) as server:
+            server.bind((site.web.ip4, 81))
+            server.listen()
+            self._client.settimeout(PATIENCE)
+            self._client.connect((World.HOST4, 8082))
+            self._accepted = server.accept()[0]
+        self._accepted.settimeout(PATIENCE)
+
+    def goes_on(self) -> bool:
+        """Both ways; what was lost meanwhile is sent again by TCP."""
+        self._client.sendall(b"still there?")
+        self._accepted.sendall(b"yes")
+        return (self._accepted.recv(100), self._client.recv(100)) == (b"still there?", b"yes")
+
+    def close(self) -> None:
+        self._client.close()
+        self._accepted.close()
+
+
+@contextmanager
+def standing(folder: Path, owner: Sequence[Sequence[str]] = ()) -> Iterator[Site]:
+    """A site; before it is made, another owner of FORWARD has run these commands."""
     with World() as world:
-        subprocess.run(["nft", "-f", "-"], input=FORWARD_DROP, text=True, check=True)
-        driver = Driver(Settings(state_dir=tmp_path))
+        for words in owner:
+            subprocess.run(words, check=True, capture_output=True)
+        if not owner:
+            subprocess.run(["nft", "-f", "-"], input=FORWARD_DROP, text=True, check=True)
+        driver = Driver(Settings(state_dir=folder))
         driver.watch()
         driver.start()
         try:
-            yield Site(world, driver)
+            site = Site(world, driver)
+            yield site
+            site.flow.close()
         finally:
             driver.close()
 
 
-def until(what: str, true: Callable[[], bool]) -> None:
-    deadline = time.monotonic() + SOON
+@pytest.fixture
+def site(tmp_path: Path) -> Iterator[Site]:
+    with standing(tmp_path) as made:
+        yield made
+
+
+class Ufw:
+    """ufw from a root folder of its own, in the network namespace of its maker."""
+
+    _SETUP = r"""
+set -e
+mount -t tmpfs tmpfs $2; mkdir $2/up $2/work $2/root
+mount -t overlay -o lowerdir=$1,upperdir=$2/up,workdir=$2/work overlay $2/root
+cd $2/root; mkdir -p proc sys dev run tmp old
+mount -t proc proc proc; mount -t sysfs sysfs sys; mount --rbind /dev dev; mount -t tmpfs tmpfs run
+pivot_root . old; umount -l /old
+cp /usr/share/ufw/*.rules /usr/share/ufw/ufw.conf /etc/ufw/
+echo ready; exec busybox sleep 2147483647
+"""
+
+    def __init__(self, folder: Path) -> None:
+        root = ENGINES / "firewalld"  # has both
+        assert (root / "usr/sbin/ufw").exists(), "no ufw: run script/engines firewalld"
+        (layer := folder / "ufw").mkdir(parents=True)
+        mortal = ["setpriv", "--pdeathsig", "KILL", "--"]
+        unshare = ["unshare", "-m", "-p", "--fork", "--kill-child", "--propagation", "private", "--"]
+        self._process = subprocess.Popen(
+            [*mortal, *unshare, "/bin/sh", "-c", self._SETUP, "setup", str(root), str(layer)],
+            stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, text=True, cwd="/",
+        )  # fmt: skip
+
+    def __enter__(self) -> Ufw:
+        assert self._process.stdout is not None
+        assert self._process.stdout.readline() == "ready\n"
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._process.kill()
+        self._process.communicate()
+
+    def run(self, *words: str) -> str:
+        """The ufw command; what it says."""
+        pid = self._process.pid
+        child = Path(f"/proc/{pid}/task/{pid}/children").read_text().split()[0]
+        clean = ["/usr/bin/env", "-i", "PATH=/usr/sbin:/usr/bin", "LC_ALL=C"]
+        inside = ["nsenter", "-t", child, "-m", "-p", "--root", "--wd=/", "--", *clean, "ufw", *words]
+        done = subprocess.run(inside, capture_output=True, text=True, timeout=PATIENCE)
+        assert done.returncode == 0, f"ufw {words}: {done.stdout}{done.stderr}"
+        return done.stdout
+
+
+def until(what: str, true: Callable[[], bool], patience: float = SOON) -> None:
+    deadline = time.monotonic() + patience
     while not true():
-        assert time.monotonic() < deadline, f"{what}: not within {SOON} s"
+        assert time.monotonic() < deadline, f"{what}: not within {patience} s"
         time.sleep(0.01)  # the pace of asking, not a wait for something to have happened
 
 
@@ -85,12 +173,65 @@ def until(what: str, true: Callable[[], bool]) -> None:
 )
 def test_what_somebody_broke_comes_back(site: Site, command: str) -> None:
     assert site.answers()
-    words = command.format(bridge=site.bridge, veth=site.veth).split()
+    comes_back(site, command.format(bridge=site.bridge, veth=site.veth))
+
+
+def comes_back(site: Site, *commands: str) -> None:
+    """Somebody does this; it is mended, new connections are made, and the open one goes on."""
     mends = site.driver.healer.mends
-    subprocess.run(words, check=True)
+    for command in commands:
+        subprocess.run(command.split(), check=True, capture_output=True)
     until("something is mended", lambda: site.driver.healer.mends > mends)
     until("all is well", lambda: site.driver.check() == [])
     until("the port answers", site.answers)
+    assert site.flow.goes_on()
+
+
+@pytest.mark.parametrize("side", ["nft", "legacy"])
+@pytest.mark.parametrize(
+    "harm",
+    [["-F DOCKER-USER"], ["-F FORWARD"], ["-F"], ["-F", "-X", "-t nat -F", "-t mangle -F"]],
+    ids=["DOCKER-USER", "FORWARD", "filter", "everything"],
+)
+def test_what_iptables_flushes_comes_back(tmp_path: Path, side: str, harm: list[str]) -> None:
+    """The tools themselves, of both kinds; the policy of FORWARD stays at drop, as after Docker or ufw."""
+    tool = f"iptables-{side}"
+    owner = ["-P FORWARD DROP", "-N DOCKER-USER", "-A FORWARD -j DOCKER-USER", "-A DOCKER-USER -j RETURN"]
+    with standing(tmp_path, [[tool, *words.split()] for words in owner]) as site:
+        assert site.answers()
+        comes_back(site, *(f"{tool} {words}" for words in harm))
+
+
+@pytest.mark.long
+def test_what_ufw_does_to_its_rules_leaves_ours(tmp_path: Path) -> None:
+    """The real one: enabled, reloaded, disabled and enabled again under an open connection."""
+    with standing(tmp_path / "state") as site, Ufw(tmp_path) as ufw:
+        for words in ("--force enable", "reload", "--force disable", "--force enable", "reload"):
+            ufw.run(*words.split())
+            until(f"all is well after ufw {words}", lambda: site.driver.check() == [])
+            until(f"the port answers after ufw {words}", site.answers)
+            assert site.flow.goes_on()
+        assert "Status: active" in ufw.run("status")
+
+
+def test_a_program_that_keeps_undoing_our_work_is_given_time_and_named(site: Site) -> None:
+    """No loop: after a few rounds each mend waits longer, status says so, and the end of the fight is the end of it."""
+    flush = ["nft", "delete", "table", "inet", "trestle"]
+    healer = site.driver.healer
+
+    def fight() -> bool:
+        subprocess.run(flush, check=False, capture_output=True)
+        return healer.backing_off > 0
+
+    until("we give it time", fight, patience=PATIENCE)
+    assert healer.mends >= 5
+    status = site.driver.status()["drift"]
+    assert isinstance(status, dict)
+    assert status["backing_off_seconds"] > 0
+    assert status["last"]["by"] == ["nft"]
+    until("all is well", lambda: site.driver.check() == [], patience=PATIENCE)
+    assert site.answers()
+    assert site.flow.goes_on()
 
 
 def test_nft_flush_ruleset_is_mended_and_the_culprit_is_named(site: Site) -> None:
@@ -100,21 +241,6 @@ def test_nft_flush_ruleset_is_mended_and_the_culprit_is_named(site: Site) -> Non
     assert last is not None
     assert last["by"] == ["nft"]
     assert site.answers()
-
-
-def test_an_open_connection_survives_a_flush(site: Site) -> None:
-    inet, stream = socket.AF_INET, socket.SOCK_STREAM
-    with site.web.inside.socket(inet, stream) as server, site.world.lan.socket(inet, stream) as client:
-        server.bind((site.web.ip4, 81))
-        server.listen()
-        site.driver.endpoints.publish(site.net.id, site.web.endpoint, [port(81, 8081)])
-        client.settimeout(SOON)
-        client.connect((World.HOST4, 8081))
-        with server.accept()[0] as accepted:
-            subprocess.run(["nft", "delete", "table", "inet", "trestle"], check=True)
-            until("all is well", lambda: site.driver.healer.mends > 0 and site.driver.check() == [])
-            accepted.sendall(b"still here")
-            assert client.recv(100) == b"still here"
 
 
 def test_a_port_that_becomes_part_of_an_uplink_bridge_is_noticed(site: Site) -> None:
