@@ -14,6 +14,7 @@ from driver.daemon import Driver
 from driver.settings import Settings
 from tests.engine.engine import ENGINES
 from tests.netns.libnetwork import Libnetwork, port
+from tests.netns.test_heal import Flow
 from tests.netns.waiting import eventually
 from tests.netns.world import World
 
@@ -121,12 +122,15 @@ def test_our_bridges_are_in_a_zone_that_lets_them_pass_for_as_long_as_there_is_a
     assert site.goes_out() and site.is_published()
     assert driver.healer.mends == 0, "a new network is nothing that had to be mended"
     assert driver.doctor() == []
+    flow = Flow(site)
+    site.running.callback(flow.close)
     for mends, reload in enumerate(("--reload", "--complete-reload")):
         firewall.cmd(reload)
         eventually(partial(has_mended, driver, mends), PATIENCE)
         assert firewall.zone(bridge) == "trusted"
         assert site.goes_out() and site.is_published()
         assert driver.check() == []
+        assert flow.goes_on()
     site.libnetwork.stop(site.web)
     site.libnetwork.remove(site.net)
     eventually(lambda: firewall.zone(bridge) == "", PATIENCE)

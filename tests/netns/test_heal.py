@@ -8,6 +8,7 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Protocol
 
 import pytest
 
@@ -15,7 +16,7 @@ from driver.daemon import Driver
 from driver.plan import veth_names
 from driver.settings import Settings
 from tests.engine.engine import ENGINES
-from tests.netns.libnetwork import Container, Libnetwork, port
+from tests.netns.libnetwork import Container, Libnetwork, Net, port
 from tests.netns.world import World
 
 SOON = 5.0  # seconds; what it takes is measured by the benchmarks, not asserted here
@@ -27,6 +28,15 @@ table ip filter {
     chain FORWARD { type filter hook forward priority 0; policy drop; jump DOCKER-USER; }
 }
 """
+
+
+class Reached(Protocol):
+    """What a flow needs: a container on a network of a world."""
+
+    world: World
+    driver: Driver
+    net: Net
+    web: Container
 
 
 class Site:
@@ -49,7 +59,7 @@ class Site:
 class Flow:
     """A connection from the LAN to a published port, open from the beginning."""
 
-    def __init__(self, site: Site) -> None:
+    def __init__(self, site: Reached) -> None:
         inet, stream = socket.AF_INET, socket.SOCK_STREAM
         ports = [port(80, 8080), port(81, 8082)]
         site.driver.endpoints.publish(site.net.id, site.web.endpoint, ports)
