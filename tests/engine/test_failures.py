@@ -9,7 +9,7 @@ import pytest
 
 from .engine import IMAGE
 from .lab import DEFAULT, OWN, Lab
-from .machine import HOST4, LAN4
+from .machine import HOST4, LAN4, wait_until
 
 NETWORK, ENDPOINT = "a1" * 32, "e1" * 32
 
@@ -33,8 +33,13 @@ def veths(lab: Lab) -> list[str]:
 def test_join_error(lab: Lab) -> None:
     """The bridge is gone and something else has its name, so no veth pair can be put into it."""
     lab.network("n1", "-o", "com.docker.network.bridge.name=shop0")
-    lab.host.run("ip", "link", "del", "shop0")
-    lab.host.run("ip", "link", "add", "shop0", "type", "veth", "peer", "name", "shop1")
+
+    def taken() -> bool:  # trestle makes its bridge again at once, so whoever wants the name must be quick
+        lab.host.run("ip", "link", "del", "shop0", check=False)
+        pair = ("ip", "link", "add", "shop0", "type", "veth", "peer", "name", "shop1")
+        return lab.host.run(*pair, check=False).returncode == 0
+
+    wait_until("something else has the bridge's name", taken)
     failed = lab.engine.try_docker("run", "-d", "--name", "box", "--network", "n1", IMAGE, "sleep", "100000")
     assert failed.returncode != 0
     assert "shop0" in failed.stderr, failed.stderr
