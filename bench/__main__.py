@@ -15,7 +15,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from bench import boot, calls, containers, daemon, packets, paths, report
+from bench import boot, calls, containers, daemon, heal, packets, paths, report
 from bench.measure import Row, progress
 from plugin.version import version
 from tests.engine.engine import SUITES
@@ -58,14 +58,14 @@ PARTS = {
             boot.booted(suite, 1)
             + daemon.first_answer(7)
             + daemon.restore((10, 40), 3)
-            + daemon.healed(1)
+            + heal.healed(1)
             + daemon.occupied(2000)
         ),
         lambda suite: (
             boot.booted(suite, 7)
             + daemon.first_answer(21)
             + daemon.restore((50, 150, 500), 5)
-            + daemon.healed(5)
+            + heal.healed(5)
             + daemon.occupied(100_000)
         ),
     ),

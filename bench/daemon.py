@@ -15,8 +15,6 @@ from pyroute2 import IPRoute
 from bench.bodies import Call, Endpoint, Net, port, release_address, request_address, request_pool
 from bench.measure import Row, Sample, Series, in_turn, paired, progress
 from bench.place import Place, place
-from driver.firewall.libnftables import Nft, NftError
-from driver.firewall.skeleton import NAME
 from driver.kernel import LINK_GROUP
 from tests.netns.daemon import ROOT
 from tests.netns.world import World, current_namespace, enter, link_index, unshare_network
@@ -27,7 +25,6 @@ DEPENDENCIES = (
     "gunicorn.workers.gthread, msgspec, prometheus_client, pyroute2; ctypes.CDLL('libnftables.so.1')"
 )
 FIRST_ANSWER, RESTORE, PSS, FLAT = 2.0, 3.0, 60.0, 1.1
-BACK = 1000.0  # milliseconds
 ACTIVATE = Call("Plugin.Activate", {})
 
 
@@ -116,41 +113,6 @@ def _restored(networks: int, samples: dict[str, Sample], *, largest: bool) -> Ro
         goal=goal, reached=worst <= RESTORE if goal else None, note=f"at worst {each:.2f} ms for each endpoint",
         chart="restore", x=2 * networks,
     )  # fmt: skip
-
-
-def healed(rounds: int) -> list[Row]:
-    """From the end of `nft delete table` to the moment when the table is there again, with its published port."""
-    back = Series()
-    with place("plugin.cli") as at:
-        net = Net("10.60.0.0/24")
-        endpoint = Endpoint(net, net.address(2), [port(80, 30000)])
-        for call in (net.create(), endpoint.create(), endpoint.join(), endpoint.program()):
-            at.client.call(call)
-        nft = at.world.host.call(Nft)
-        for number in range(rounds):
-            progress(f"rules removed: {number + 1} of {rounds}")
-            nft.run(f"delete table inet {NAME}")
-            began = time.perf_counter()
-            while not _published(nft):
-                assert time.perf_counter() - began < 60, "the rules did not come back"
-                time.sleep(0.002)
-            back.add("trestle", (time.perf_counter() - began) * 1000)
-            time.sleep(11)  # a fight would be answered with patience (driver/heal.py); this is none
-        nft.close()
-    worst = max(back.values["trestle"])
-    how = "our table deleted by another program; looked for every 2 ms until the published port is in it again"
-    return [
-        Row("daemon", "rules removed by others, back", "ms", back.samples(), how, goal="≤ 1 s", reached=worst <= BACK,
-            note="that nothing leaks meanwhile is what the tests show"),
-    ]  # fmt: skip
-
-
-def _published(nft: Nft) -> bool:
-    try:
-        listed = nft.query(f"list map inet {NAME} pubany4")
-    except NftError:
-        return False
-    return any(one.get("map", {}).get("elem") for one in listed)
 
 
 @contextmanager
