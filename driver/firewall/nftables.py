@@ -17,8 +17,10 @@ from driver.firewall.libnftables import Nft, NftError
 from driver.firewall.ruleset import EMPTY, Ruleset
 from driver.firewall.skeleton import NAME, Table
 
-_REFERENCE = f"{NAME}-reference"  # made dormant, listed and deleted again; no packet ever meets it
-_AWAKE = "table itself"  # in a frame: a dormant table has flags
+# Made, listed and deleted again. It lets every packet go by the first rule of each hook; dormant it must not be, since
+# libnftables 1.0.6 uses what it has freed when it prints a table's flags as JSON.
+_REFERENCE = f"{NAME}-reference"
+_INERT = "return"
 _MANY = 5  # differences of one set that are named one by one
 
 _Frame = dict[str, Any]
@@ -169,11 +171,14 @@ class NftablesFirewall:
         """The frame that this kernel and library show for a table as we write it."""
         if table.family not in self._references:
             scratch = f"{table.family} {_REFERENCE}"
-            make = table.text(_REFERENCE, flags="\tflags dormant;\n")
+            make = table.text(_REFERENCE, first=_INERT)
             self._nft.run(f"add table {scratch}\ndelete table {scratch}\n{make}")
             reference = _frame(self._nft.query(f"list table {scratch}", terse=True))
-            self._references[table.family] = reference | {_AWAKE: _frame([{"table": {}}])[_AWAKE]}
             self._nft.run(f"delete table {scratch}")
+            for part in reference.values():
+                if "hook" in part:
+                    del part["rules"][0]
+            self._references[table.family] = reference
         return self._references[table.family]
 
     def _differences(self, table: Table, wanted: Elements, found: _Found | None) -> list[str]:
@@ -217,7 +222,7 @@ def _frame(listed: Iterable[Mapping[str, Any]]) -> _Frame:
                 rest = {key: value for key, value in body.items() if key not in ("handle", "table", "elem")}
                 frame[f"{kind} {body['name']}"] = {**rest, "rules": []}
             elif kind == "table":
-                frame[_AWAKE] = {"flags": body.get("flags"), "rules": []}
+                frame["table itself"] = {"flags": body.get("flags"), "rules": []}  # somebody may have made it dormant
             elif kind == "rule":
                 frame[f"chain {body['chain']}"]["rules"].append((body.get("comment"), body["expr"]))
     return frame

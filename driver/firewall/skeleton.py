@@ -12,6 +12,15 @@ from typing import NamedTuple
 NAME = "trestle"
 
 
+_EXPRESSIONS = {
+    "ifname": "iifname",
+    "ipv4_addr": "ip daddr",
+    "ipv6_addr": "ip6 daddr",
+    "inet_proto": "meta l4proto",
+    "inet_service": "th dport",
+}
+
+
 class Set(NamedTuple):
     """A set, or a map where ``data`` is given; field types are nft's.
 
@@ -29,10 +38,22 @@ class Set(NamedTuple):
         return "map" if self.data else "set"
 
     def declaration(self, name: str) -> str:
-        """The nft statement, to stand inside a table block."""
-        of = " . ".join(self.key) + (" : " + " . ".join(self.data) if self.data else "")
-        kind = f"typeof {self.typeof}" if self.typeof else f"type {of}"
-        return f"\t{self.kind} {name} {{ {kind}; {'flags interval; ' if self.interval else ''}}}"
+        """The nft statement, to stand inside a table block.
+
+        A type that stands alone is said by an expression that has it: of a plain one, nft 1.1.2 and newer write
+        more than older ones can read, which then crash (1.0.6 for one, whatever it lists; nftables commit
+        be737a1986 mends that). A managed plugin's libnftables is newer than many a host's nft.
+        """
+        flags = "flags interval; " if self.interval else ""
+        return f"\t{self.kind} {name} {{ {self._type()}; {flags}}}"
+
+    def _type(self) -> str:
+        parts = [part for part in (self.key, self.data) if part]
+        if self.typeof:
+            return f"typeof {self.typeof}"
+        if all(len(part) > 1 for part in parts):
+            return "type " + " : ".join(" . ".join(part) for part in parts)
+        return "typeof " + " : ".join(" . ".join(_EXPRESSIONS[field] for field in part) for part in parts)
 
 
 class Table(NamedTuple):
@@ -42,10 +63,11 @@ class Table(NamedTuple):
     sets: dict[str, Set]
     chains: str
 
-    def text(self, name: str = NAME, flags: str = "") -> str:
-        """The whole table without elements, as nft reads it."""
+    def text(self, name: str = NAME, first: str = "") -> str:
+        """The whole table without elements, as nft reads it; ``first`` is a rule before those of each hook."""
         declared = "\n".join(spec.declaration(one) for one, spec in self.sets.items())
-        return f"table {self.family} {name} {{\n{flags}{declared}\n{self.chains}\n}}\n"
+        chains = self.chains.replace("policy accept;", f"policy accept; {first}") if first else self.chains
+        return f"table {self.family} {name} {{\n{declared}\n{chains}\n}}\n"
 
 
 def _per_family(name: str, spec: Set) -> dict[str, Set]:

@@ -28,6 +28,14 @@ def lines(elements: dict[str, frozenset[str]]) -> list[str]:
     return sorted(f"{name} {element}" for name, some in elements.items() for element in some)
 
 
+@pytest.mark.parametrize("name", KNOWN)
+def test_no_declaration_has_a_plain_type_alone(name: str) -> None:
+    """An nft that is older than the libnftables that wrote it would crash at it: see ``Set.declaration``."""
+    _, _, words = KNOWN[name].declaration(name).strip(" \t}").partition("{ ")
+    said, _, _ = words.partition(";")
+    assert said.startswith("typeof ") or all(" . " in part for part in said.removeprefix("type ").split(" : ")), said
+
+
 def test_nothing_is_nothing() -> None:
     assert render(EMPTY) == {}
 
