@@ -24,11 +24,13 @@ from hypothesis import strategies as st
 from driver.checks import PoolData
 from driver.daemon import Driver
 from driver.model import PortRequest
+from driver.options import OPTIONS
 from driver.settings import Settings
 from plugin.app import create_app
 from plugin.verbs import VERBS
 from tests.data import Call, all_calls
 from tests.netns.daemon import exchange, parse, running
+from tests.netns.libnetwork import GENERIC
 from tests.netns.world import World
 
 INPUTS = int(os.environ.get("TRESTLE_FUZZ", "20000"))
@@ -101,6 +103,115 @@ def broken(draw: st.DrawFn) -> tuple[str, bytes]:
     start = draw(st.integers(0, len(raw)))
     end = draw(st.integers(start, len(raw)))
     return call.path, raw[:start] + draw(st.binary(max_size=8)) + raw[end:]
+
+
+# What somebody writes who means harm, or only has bad luck: another program's syntax, names that just fit or do not.
+HOSTILE = [
+    *(
+        "$(reboot)",
+        "`reboot`",
+        "a;reboot",
+        "a|b&c",
+        "a b",
+        "a\nb",
+        "a\r\nb",
+        "-rf",
+        "--help",
+        "'",
+        '"',
+        "\\",
+        "*",
+        "~",
+        "\t",
+    ),
+    *("../../../etc/passwd", "/etc/passwd", ".", "..", "a/b", "%s%s%n", "{0.__class__}", "{{7*7}}", "${HOME}", "%(x)s"),
+    *(
+        '"; flush ruleset; #',
+        "} flush ruleset {",
+        "@pubany4",
+        "br0 accept",
+        "!= br0",
+        "{ eth0, eth1 }",
+        "lo",
+        "all",
+        "default",
+    ),
+    *(
+        "a" * 14,
+        "a" * 15,
+        "a" * 16,
+        "a" * 255,
+        "é" * 7,
+        "é" * 8,
+        "\u202ebr0",
+        "br\u00a00",
+        "\ufeffbr0",
+        "br0\x00",
+        "\uff10",
+    ),
+    *(
+        "0",
+        "-1",
+        "1",
+        "67",
+        "68",
+        "65535",
+        "65536",
+        "4294967296",
+        "1e3",
+        "0x10",
+        "1_000",
+        " 1",
+        "NaN",
+        "\u0663",
+        "true ",
+        "TRUE",
+    ),
+    *(
+        "0.0.0.0",
+        "255.255.255.255",
+        "127.0.0.1",
+        "::",
+        "::1",
+        "fe80::1",
+        "ff02::1",
+        "::ffff:10.0.0.1",
+        "10.0.0.1/24",
+        "010.0.0.1",
+    ),
+    *(
+        "nat",
+        "routed",
+        "isolated",
+        "NAT",
+        "nat,routed",
+        "",
+        ",",
+        ",,",
+        "eth0,eth1",
+        "eth0,,eth1",
+        "eth0, eth1",
+        "eth0:eth1",
+        ":",
+    ),
+]
+VALUES = st.sampled_from(HOSTILE) | st.text(max_size=20)
+KEYS = st.sampled_from([option.key for option in OPTIONS]) | VALUES
+
+
+@st.composite
+def optioned(draw: st.DrawFn) -> tuple[str, bytes]:
+    """A network or an endpoint with options that nobody should set, on a subnet of its own."""
+    options = draw(st.dictionaries(KEYS, VALUES, max_size=4))
+    if draw(st.booleans()):
+        flags = draw(st.dictionaries(KEYS, VALUES | st.booleans(), max_size=2))
+        data: dict[str, Any] = {"AddressSpace": draw(VALUES), "Pool": "10.83.0.0/24", "Gateway": "10.83.0.1/24"}
+        data["AuxAddresses"] = draw(st.dictionaries(VALUES, VALUES | st.just("10.83.0.7/24"), max_size=2))
+        body = {"NetworkID": "ef" * 32, "Options": {**flags, GENERIC: options}, "IPv4Data": [data], "IPv6Data": []}
+        return "/NetworkDriver.CreateNetwork", json.dumps(body).encode()
+    interface = {"Address": "10.82.0.9/24", "MacAddress": draw(st.just("") | VALUES)}
+    body = {"NetworkID": NETWORK, "EndpointID": "ef" * 32, "Interface": interface, "Options": options}
+    return "/NetworkDriver.CreateEndpoint", json.dumps(body).encode()
 
 
 RAW = st.tuples(st.sampled_from(PATHS), st.binary(max_size=200))
@@ -212,8 +323,8 @@ def test_no_bytes_on_the_socket_do_harm(world: World, tmp_path: Path) -> None:
 
 @pytest.mark.parametrize(
     ("inputs", "share"),
-    [(mutated(), 0.2), (broken(), 0.1), (RAW, 0.6), (OTHER, 0.1)],
-    ids=["mutated", "broken", "bytes", "paths"],
+    [(mutated(), 0.2), (broken(), 0.1), (optioned(), 0.1), (RAW, 0.5), (OTHER, 0.1)],
+    ids=["mutated", "broken", "options", "bytes", "paths"],
 )
 def test_no_input_does_harm(
     target: Callable[[str, bytes], None],
