@@ -10,8 +10,9 @@ from pathlib import Path
 
 import pytest
 
-from .engine import ROOT
-from .machine import CONTROL_GROUPS, remove_orphans, wait_until
+from . import engine
+from .engine import NEWEST, ROOT
+from .machine import CONTROL_GROUPS, remove_orphans, run, wait_until
 
 BODY = """
 import os, time
@@ -26,7 +27,9 @@ def test_breaks(lab):
 
 def remains(name: str) -> list[str]:
     """Processes, folders, control groups, mounts and links that bear a machine's name."""
-    found = [str(path) for top in (CONTROL_GROUPS, Path("/var/tmp")) for path in top.glob(f"**/{name}")]
+    # os.walk, since other machines' groups vanish while we look.
+    found = [folder for folder, _, _ in os.walk(CONTROL_GROUPS) if Path(folder).name == name]
+    found += [str(path) for path in Path("/var/tmp").glob(name)]
     for process in Path("/proc").glob("[0-9]*"):
         try:
             if name.encode() in (process / "cmdline").read_bytes() + (process / "mountinfo").read_bytes():
@@ -68,3 +71,15 @@ def test_a_test_that_fails_or_is_killed_leaves_nothing(tmp_path: Path, end: str)
         remove_orphans()
     wait_until("everything is gone", lambda: not remains(names[0]))
     assert Path("/proc/1/net/dev").read_text().count("\n") == links
+
+
+def test_an_engine_that_cannot_be_had_fails_with_the_reason(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    nobody = "http://127.0.0.1:9"  # the discard port: refused at once
+    environment = {**os.environ, "TRESTLE_ENGINES": str(tmp_path), "http_proxy": nobody, "https_proxy": nobody}
+    done = run(str(ROOT / "script/engines"), NEWEST, check=False, env=environment)
+    assert done.returncode == 1
+    assert f"Debian {NEWEST} cannot be had" in done.stderr
+    monkeypatch.setattr(engine, "ENGINES", tmp_path)
+    monkeypatch.setitem(engine.SUITES, NEWEST, tmp_path / NEWEST)
+    with pytest.raises(AssertionError, match=f"no Docker engine of Debian {NEWEST}: .*127.0.0.1"):
+        engine.Engine(NEWEST)
