@@ -132,7 +132,7 @@ class Census:
         except TrestleError as error:
             log.debug("Docker was not asked what it knows: %s", error)
             return
-        if roll is None:
+        if roll is None or self._closed.is_set():
             return
         now = time.monotonic()
         self._endpoints.note(now, unknown_endpoints(roll, held.endpoints))
