@@ -10,7 +10,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from html import escape
 
-WIDTH, LEFT, RIGHT, TOP, BOTTOM = 860, 90, 210, 74, 56
+WIDTH, LEFT, RIGHT, TOP, BOTTOM = 900, 90, 250, 74, 56
 HEIGHT = 430
 FONT = "font-family='Helvetica, Arial, sans-serif'"
 COLOURS = ["#0b6bcb", "#c2410c", "#7c3aed", "#15803d", "#b45309", "#6b7280"]
@@ -123,7 +123,15 @@ def lines(title: str, subtitle: str, x_name: str, curves: Mapping[str, Curve]) -
         last, point = curve[-1]
         where = "" if last == farthest else f", at {number(last)}"
         ends.append((up(point.value), f"{name}{where}: {number(point.value)}", colour))
-    return _frame(title, subtitle, HEIGHT, [*body, *_labels(ends)])
+    return _frame(title, f"{subtitle}{_SCALES[across.log, up.log]}", HEIGHT, [*body, *_labels(ends)])
+
+
+_SCALES = {
+    (False, False): "",
+    (True, False): "; the axis below is logarithmic",
+    (False, True): "; the axis on the left is logarithmic",
+    (True, True): "; both axes are logarithmic",
+}
 
 
 def _labels(ends: list[tuple[float, str, str]]) -> Iterator[str]:

@@ -119,6 +119,10 @@ def _page(about: Mapping[str, Any], rows: Sequence[Row], charts: Sequence[str]) 
     yield "Ratios are what counts: variants were measured in turn, in one run, on one machine. After each median"
     yield "stand the quartiles: half of all measurements lie between them."
     yield ""
+    yield "*trestle* is this driver, *bridge* Docker's built-in one, *bridge, no proxy* the same on a dockerd with"
+    yield "`--userland-proxy=false`; *none* and *host* are containers without a network and in the host's own."
+    yield "A *floor* is the least that the same work costs without us: see the notes under each table."
+    yield ""
     for name, value in about.items():
         yield f"- {name}: {value}"
     yield ""
