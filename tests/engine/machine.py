@@ -18,7 +18,7 @@ import subprocess
 import tempfile
 import threading
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -136,17 +136,23 @@ def run(*command: str, check: bool = True, **options: Any) -> subprocess.Complet
     return done
 
 
+def _control_groups(start: str) -> Iterator[Path]:
+    """Those whose name begins so; others come and go meanwhile, which os.walk forgives and glob does not."""
+    for folder, names, _ in os.walk(CONTROL_GROUPS):
+        yield from (Path(folder, name) for name in names if name.startswith(start))
+
+
 def remove_control_groups(name: str) -> None:
     """Those of a machine that is gone; no namespace hides them and nothing else removes them."""
-    for top in CONTROL_GROUPS.glob(f"**/{name}"):
-        for group in sorted(top.glob("**/"), reverse=True):
+    for top in [path for path in _control_groups(name) if path.name == name]:
+        for group, _, _ in os.walk(top, topdown=False):
             with contextlib.suppress(OSError):
-                group.rmdir()
+                Path(group).rmdir()
 
 
 def remove_orphans() -> None:
     """Folders and control groups of test runs that were killed; everything else of theirs died with them."""
-    folders, groups = Path("/var/tmp").glob(f"{_PREFIX}*"), CONTROL_GROUPS.glob(f"**/{_PREFIX}*")
+    folders, groups = Path("/var/tmp").glob(f"{_PREFIX}*"), _control_groups(_PREFIX)
     for name in {path.name for path in (*folders, *groups)}:
         if not Path(f"/proc/{name.removeprefix(_PREFIX).partition('-')[0]}").exists():
             remove_control_groups(name)
