@@ -15,6 +15,8 @@ BLOCK = re.compile(r"^```sh run\n(.*?)^```$", re.MULTILINE | re.DOTALL)
 PAGES = [page for page in sorted([*ROOT.glob("*.md"), *ROOT.glob("docs/**/*.md")]) if BLOCK.search(page.read_text())]
 # What must stand in the output of a page, beside every command's success.
 SAYS = {
+    "README.md": ["hello", "0.0.0.0:8080"],
+    "docs/getting-started.md": ["hello", "0.0.0.0:8080", "nft"],
     "docs/operations.md": ["8080", "table inet trestle {", "mv /tmp/trestle.prom.new", "/nft.txt"],
     "docs/recipes.md": ["udp . 20000-24999 : 10.", "only by the VPN", "no way out", "  10.121.0.2  "],
     "docs/troubleshooting.md": ["127.0.0.1:8080", "hello", "chain gate {", "table bridge trestle {"],
