@@ -8,7 +8,7 @@ import tempfile
 from pathlib import Path
 
 from tests.engine.engine import IMAGE, ROOT, image_tar
-from tests.engine.machine import Machine, NetworkNamespace, remove_control_groups, run, wait_until
+from tests.engine.machine import Machine, NetworkNamespace, remove_control_groups, run, unseen, wait_until
 
 # Process 1, as in tests/engine/machine.py, with three differences: control groups of its own, seen as the whole tree;
 # devices of its own; and systemd. What would reach the kernel that all machines here share is masked.
@@ -68,9 +68,7 @@ class SystemdMachine(Machine):
     boot = _BOOT
 
     def __init__(self) -> None:
-        folders = (ROOT, Path(sys.prefix), Path(sys.base_prefix))
-        disk = Path("/").stat().st_dev
-        super().__init__(Path("/"), [folder for folder in folders if folder.stat().st_dev != disk])
+        super().__init__(Path("/"), unseen(ROOT, Path(sys.prefix), Path(sys.base_prefix)))
         try:
             wait_until("systemd runs", self._is_up, seconds=30)
         except BaseException:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 import resource
 import shutil
@@ -10,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.engine.engine import IMAGE
+from tests.engine.engine import IMAGE, ROOT
 from tests.engine.lab import fetch
 from tests.engine.machine import HOST4, HOST6, run, wait_until
 from tests.netns.probes import Echo
@@ -18,7 +19,7 @@ from tests.netns.probes import Echo
 from .systemd import SystemdMachine, next_version, package
 from .traffic import Stream
 
-KEPT = ("/opt", "/etc", "/usr/bin", "/lib/systemd", "/usr/share/doc", "/var/lib", "/run")
+KEPT = ("/opt", "/etc", "/usr/bin", "/lib/systemd", "/usr/share/doc", "/usr/share/trestle", "/var/lib", "/run")
 # What apt, dpkg, systemd and Docker write whatever package comes and goes.
 NOISE = re.compile(
     r"/var/lib/(dpkg|apt|PackageKit|docker|containerd|systemd/(random-seed|timers|catalog|linger|ephemeral|coredump|pstore))\b|/run/(log|systemd|udev|credentials|lock|user|"
@@ -197,6 +198,15 @@ def test_removed_with_networks_in_use_it_warns_and_comes_back_as_it_was(
     host.run("apt-get", "remove", "-y", "trestle")
     host.run("apt-get", "purge", "-y", "trestle")
     assert left(host, before) == []
+
+
+def test_pages_examples_and_dashboard_are_in_the_package(debs: tuple[Path, Path], tmp_path: Path) -> None:
+    run("dpkg-deb", "--extract", str(debs[0]), str(tmp_path))
+    assert json.loads((tmp_path / "usr/share/trestle/grafana-dashboard.json").read_text())["panels"]
+    folder = tmp_path / "usr/share/doc/trestle"
+    for page in (*ROOT.glob("docs/*.md"), *ROOT.glob("examples/*/*"), ROOT / "README.md", ROOT / "CHANGELOG.md"):
+        assert (folder / page.relative_to(ROOT)).read_text() == page.read_text()
+    assert {path.stat().st_mode & 0o022 for path in tmp_path.rglob("*") if not path.is_symlink()} == {0}
 
 
 @pytest.mark.long

@@ -55,6 +55,16 @@ def test_main_job(lab: PluginLab) -> None:
     assert lab.plugin.drift() == ""
 
 
+def test_the_tables_that_it_writes_are_read_by_an_older_nft(lab: PluginLab) -> None:
+    """nft of this machine's Debian 12 (1.0.6), and that of the engine's own system; the plugin's is Debian 13's."""
+    lab.network("shop", "--ipv6")
+    lab.container("box", "--network", "shop", "-p", "8080:80", "-p", "20000-20009:20000-20009/udp")
+    for listed in (lab.host.run("nft", "list", "ruleset"), lab.machine.run("nft", "list", "ruleset")):
+        assert "udp . 20000-20009 : 10." in listed.stdout
+        assert "map snat4 {" in listed.stdout
+        assert "table bridge trestle {" in listed.stdout
+
+
 def test_the_command_inside_the_plugin(lab: PluginLab) -> None:
     lab.network("shop")
     lab.web("web", "--network", "shop", "-p", "8080:80")
@@ -207,7 +217,7 @@ def test_a_crash_of_the_plugin_is_mended_by_dockerd(lab: PluginLab) -> None:
 
 @pytest.mark.long
 def test_500_networks_are_restored_within_the_dial_window(lab: PluginLab) -> None:
-    networks = [f"{number:064x}" for number in range(1, 501)]
+    networks = [f"{number:012x}{number:052x}" for number in range(1, 501)]  # a bridge is named by the first 12 digits
     for number, network in enumerate(networks):
         pool = f"10.{100 + number // 256}.{number % 256}"
         data = {"AddressSpace": "x", "Pool": f"{pool}.0/24", "Gateway": f"{pool}.1/24"}
