@@ -12,6 +12,7 @@ from tests.engine.pool import Engines
 
 from .measure import measure, tell
 from .page import PAGE, Record, Told, page
+from .promises import loopback_reached, unpublished_reached
 from .stories import STORIES
 from .table import HOSTS
 
@@ -43,9 +44,13 @@ def main() -> int:
                 if (told := made.told.get(story.name))
                 and (told.bridge != told.trestle) != story.must_differ(made.measured.engine)
             ]
-            wrong += len(odd) + len(odd_stories)
+            answers = made.measured.answers.values()
+            leaks = [leak for one in answers for leak in (*loopback_reached(one), *unpublished_reached(one))]
+            wrong += len(odd) + len(odd_stories) + len(leaks)
             took = time.monotonic() - start
-            sys.stdout.write(f"Docker {made.name}: {took:.0f} s, unexplained: {odd[:9]} {odd_stories}\n")
+            sys.stdout.write(
+                f"Docker {made.name}: {took:.0f} s, unexplained: {odd[:9]} {odd_stories}; open: {leaks[:9]}\n"
+            )
             sys.stdout.flush()
     PAGE.write_text(page(records))
     return 1 if wrong else 0

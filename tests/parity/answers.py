@@ -11,14 +11,14 @@ from .table import BY_NAME, NETWORKS
 from .town import Scenario
 
 # The server sees ...
-ASKER, BRIDGE, HOST, SECOND = "asker", "bridge", "host", "second"
-PONG, SILENCE, REFUSED, CLOSED = "pong", "silence", "refused", "closed"
+ASKER, BRIDGE, HOST, SECOND = "open", "open as the bridge", "open as the host", "open as the second address"
+PONG, SILENCE, REFUSED, CLOSED = "pong", "silence", "refused", "hung up"
 ANSWERS = frozenset({ASKER, BRIDGE, HOST, SECOND, PONG})
 MEANING = {
-    ASKER: "answered; the server sees the asker's own address",
-    BRIDGE: "answered; the server sees the address of a bridge, the host's end of a network",
-    HOST: "answered; the server sees the host's address on the LAN",
-    SECOND: "answered; the server sees the host's second address",
+    ASKER: "answered, and the server sees the asker's own address",
+    BRIDGE: "answered, and the server sees a bridge of the host asking: its end of a network",
+    HOST: "answered, and the server sees the host's address on the LAN asking",
+    SECOND: "answered, and the server sees the host's second address asking",
     PONG: "the echo request is answered",
     REFUSED: "refused at once",
     CLOSED: "the connection is accepted, then closed without an answer",
@@ -26,7 +26,7 @@ MEANING = {
 }
 _HOST_ADDRESSES = {HOST4: HOST, HOST6: HOST, HOST4_SECOND: SECOND}
 # A network without neighbours answers "unreachable" after three seconds, a dropped packet never: the same to a user.
-_PLAIN = {TIMEOUT: SILENCE, "unreachable": SILENCE, "prohibited": SILENCE, "reset": REFUSED}
+_PLAIN = {TIMEOUT: SILENCE, "unreachable": SILENCE, "prohibited": SILENCE, "reset": REFUSED, "closed": CLOSED}
 
 
 def words(scenario: Scenario, answer: str) -> str:

@@ -10,6 +10,7 @@ from pathlib import Path
 from .answers import MEANING
 from .differences import DIFFERENCES, Difference
 from .measure import Measured, Pair
+from .promises import across_table, count, loopback_from_lan, loopback_table, unpublished_across
 from .stories import STORIES, Observed, Story
 from .table import BY_NAME, NETWORKS, USUAL, VANTAGES, Host, Network
 from .town import Scenario, scenarios
@@ -21,13 +22,25 @@ _INTRO = """\
 
 <!-- Made by script/parity from the answers of real engines; do not edit. -->
 
-`tests/parity` builds the same networks and containers twice on one engine, with `driver: bridge` and with
-`driver: trestle`: the same subnets, addresses and options, only the driver differs. Then it asks every published and
-unpublished port of each, over TCP, UDP and ICMP, from the host, the LAN, the container itself, a neighbour, another
-network and a network of the other driver, and compares the answers letter by letter: whether there is one, who gives
-it, and whose address he sees. What no single packet shows is told as a story, once with either driver. `script/test`
-asks on three engines, `script/test --full` asks everything, and `script/parity` writes this page.
+What a compose file meets when `driver: bridge` becomes `driver: trestle`. The same networks and containers were made
+twice on one engine, with the same subnets, addresses and options; only the driver differs. Then the host, a neighbour
+on the LAN, the container itself, its neighbour, another network and a network of the other driver asked for every port
+of each, published or not, by TCP, UDP and ICMP, IPv4 and IPv6. Answers are compared letter by letter: whether there is
+one, who gives it, and whose address he sees. What no single packet shows is a story, told once with either driver.
+
+Where both are alike, there is nothing to know. [Where they differ](#deliberate-differences), it is deliberate and one
+line says why. First the two answers that matter most.
 """
+_LOOPBACK = """\
+## A port published on 127.0.0.1, asked by the LAN
+
+Not reached through trestle, on any engine and kind of host, by any address of the host. An option that opens a
+container's own address opens it whatever the port is published on, with either driver. Asked {count} times."""
+_ACROSS = """\
+## An unpublished port of another network
+
+Not reached where trestle is on either side: closed to who comes from a trestle network, and to who comes from a network
+of the built-in driver. Asked {count} times, over TCP and UDP, with every option below."""
 
 
 @dataclass(slots=True)
@@ -46,19 +59,29 @@ class Record:
     measured: Measured
     told: dict[str, Told] = field(default_factory=dict)
 
+    @property
+    def asked(self) -> tuple[str, Measured]:
+        """For the tables of promises."""
+        return self.name, self.measured
+
 
 def page(records: list[Record]) -> str:
     """The whole page; the last record is the newest engine, whose answers are shown in full."""
+    newest, told = records[-1], [record.asked for record in records]
+    loopback = _table(("asked", "driver", "engines", "answer"), loopback_table(told))
+    across = _table(("who asks: a network of", "who is asked: one of", "engines", "answer"), across_table(told))
     parts = [
         _INTRO,
-        _engines(records),
-        "## Words\n\n" + _table(("word", "meaning"), sorted(MEANING.items())),
-        "## Deliberate differences\n\nEvery one there is, on all engines and kinds of host.\n\n"
+        f"{_LOOPBACK.format(count=count(told, loopback_from_lan))}\n\n{loopback}",
+        f"{_ACROSS.format(count=count(told, unpublished_across))}\n\n{across}",
+        "## Words\n\n" + _table(("answer", "meaning"), MEANING.items()),
+        "## Deliberate differences\n\nEvery one there is. Where no engine is named, all of them.\n\n"
         + _table(_HEAD, _differences(records)),
-        f"## Stories\n\nAs Docker {records[-1].name} tells them.\n\n" + _table(_HEAD, _stories(records[-1])),
-        f"## Questions\n\nAs Docker {records[-1].name} answers them; {USUAL.title}. On the other kinds of host the"
-        " answers are the same but for the differences above.",
-        *(_network(network, records[-1].measured) for network in _asked(records[-1].measured)),
+        _engines(records),
+        f"## Stories\n\nAs Docker {newest.name} tells them.\n\n" + _table(_HEAD, _stories(newest)),
+        f"## Questions\n\nAs Docker {newest.name} answers them: {USUAL.title}. Elsewhere the answers are the same but"
+        " for the differences above.",
+        *(_network(network, newest.measured) for network in _asked(newest.measured)),
     ]
     return "\n\n".join(part.strip() for part in parts) + "\n"
 
@@ -74,54 +97,77 @@ def _engines(records: list[Record]) -> str:
         asked = sum(map(len, record.measured.answers.values()))
         differing = [d for host in record.measured.answers for _, d in record.measured.differing(host).values()]
         unlike = sum(told.bridge != told.trestle for told in record.told.values())
-        rows.append(
-            (
-                f"Docker {record.name}",
-                str(len(record.measured.answers)),
-                str(asked),
-                str(asked - len(differing)),
-                str(len(differing) - differing.count(None)),
-                str(differing.count(None)),
-                f"{len(record.told)}, {unlike} of them different",
-            )
+        numbers = (asked, asked - len(differing), len(differing) - differing.count(None), differing.count(None))
+        stories = f"{len(record.told)}, {unlike} of them different"
+        rows.append((f"Docker {record.name}", *map(str, (len(record.measured.answers), *numbers)), stories))
+    head = ("engine", "kinds of host", "questions", "alike", "different as above", "different for no reason", "stories")
+    hosts = records[-1].measured.answers
+    kinds = [
+        (
+            "docker-proxy" if host.proxy else "userland-proxy=false",
+            f"trestle on {host.firewall}",
+            ", ".join(f"{h.forward} {'on' if h.netfilter else 'off'}" for h in hosts if h.setting == host.setting),
         )
-    head = ("engine", "kinds of host", "questions", "alike", "different as below", "different for no reason", "stories")
-    hosts = "\n".join(f"- {host.title}" for host in records[-1].measured.answers)
-    return f"## Engines\n\n{_table(head, rows)}\n\nKinds of host:\n\n{hosts}"
+        for host in {host.setting: host for host in hosts}.values()
+    ]
+    return (
+        f"## Engines and hosts\n\n{_table(head, rows)}\n\nEach engine was asked on these kinds of host; the stories"
+        " of ufw and firewalld are told on both backends:\n\n"
+        + _table(("proxy", "backend", "FORWARD's policy and br_netfilter"), kinds)
+    )
 
 
 # -- differences --------------------------------------------------------------------------------------
 
 
 def _differences(records: list[Record]) -> Iterator[tuple[str, ...]]:
-    met: defaultdict[Difference, set[Pair]] = defaultdict(set)
+    met: defaultdict[Difference, defaultdict[str, set[tuple[Host, Pair]]]] = defaultdict(lambda: defaultdict(set))
     for record in records:
         for host in record.measured.answers:
             for pair, difference in record.measured.differing(host).values():
                 if difference is not None:
-                    met[difference].add(pair)
+                    met[difference][record.name].add((host, pair))
     for difference in DIFFERENCES:
-        pairs = met[difference]
-        bridge, trestle = (_listed({getattr(pair, side) for pair in pairs}) for side in ("bridge", "trestle"))
-        yield difference.title, bridge, trestle, f"{difference.reason}{_where(difference)}"
+        found = set().union(*met[difference].values())
+        bridge, trestle = (_listed({getattr(pair, side) for _, pair in found}) for side in ("bridge", "trestle"))
+        where = [_on(met[difference], records), *_conditions(difference), _backends({host for host, _ in found})]
+        yield difference.title, bridge, trestle, f"{difference.reason}{_only(where)}"
     for story in STORIES:
         if story.note:
-            yield story.title, *_unlike(story, records), story.note
+            unlike = [r.name for r in records if (t := r.told.get(story.name)) and t.bridge != t.trestle]
+            able = [record for record in records if story.name in record.told]
+            yield story.title, *_unlike(story, records), f"{story.note}{_only([_on(unlike, able)])}"
 
 
 def _listed(words: Iterable[str]) -> str:
-    return ", ".join(sorted(words)) or "not met"
+    return " or ".join(sorted(words)) or "not met"
 
 
-def _where(difference: Difference) -> str:
+def _only(where: Iterable[str]) -> str:
+    said = ", ".join(word for word in where if word)
+    return f" (Only {said}.)" if said else ""
+
+
+def _on(met: Iterable[str], records: list[Record]) -> str:
+    """The engines that it is met on, if not on all."""
+    names = [record.name for record in records if record.name in set(met)]
+    return "" if len(names) == len(records) else f"on {' and '.join(names)}"
+
+
+def _conditions(difference: Difference) -> Iterator[str]:
     """The kinds of host that it is met on, if not on all."""
     conditions = [
         {True: "with docker-proxy", False: "with userland-proxy=false", None: ""}[difference.proxy],
         {True: "with br_netfilter", False: "without br_netfilter", None: ""}[difference.netfilter],
         f"with FORWARD {difference.forward}" if difference.forward else "",
     ]
-    said = [condition for condition in conditions if condition and condition not in difference.title]
-    return f" (Only {', '.join(said)}.)" if said else ""
+    return (condition for condition in conditions if condition not in difference.title)
+
+
+def _backends(hosts: Iterable[Host]) -> str:
+    """The backend that it is met on, if not on both."""
+    backends = {host.firewall for host in hosts}
+    return f"with trestle on {backends.pop()}" if len(backends) == 1 else ""
 
 
 def _unlike(story: Story, records: list[Record]) -> tuple[str, str]:

@@ -223,7 +223,7 @@ USUAL = Host()
 _POLICIES = [(forward, netfilter) for forward in ("DROP", "ACCEPT") for netfilter in (False, True)]
 HOSTS = tuple(
     Host(proxy, *policy, firewall)
-    for proxy, firewall in ((True, "nftables"), (False, "nftables"), (True, "iptables"))
+    for proxy, firewall in ((True, "nftables"), (False, "nftables"), (True, "iptables"), (False, "iptables"))
     for policy in _POLICIES
 )
 # What every run asks: each setting, but not each combination of them.

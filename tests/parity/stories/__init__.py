@@ -1,6 +1,17 @@
 """What no single packet shows, told with either driver; see ``stage``."""
 
-from . import addresses, firewalls, lifecycle, names, ports
+from . import addresses, firewalls, isolation, lifecycle, names, ports
 from .stage import STORIES, Observed, Stage, Story
 
-__all__ = ["STORIES", "Observed", "Stage", "Story", "addresses", "firewalls", "lifecycle", "names", "ports"]
+__all__ = [
+    "STORIES",
+    "Observed",
+    "Stage",
+    "Story",
+    "addresses",
+    "firewalls",
+    "isolation",
+    "lifecycle",
+    "names",
+    "ports",
+]

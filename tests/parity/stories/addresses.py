@@ -175,7 +175,7 @@ def point_to_point(stage: Stage) -> Observed:
 def point_to_point_ipv6(stage: Stage) -> Observed:
     isolated = ("--internal", "-o", "com.docker.network.bridge.gateway_mode_ipv6=isolated")
     stage.network("n1", "--ipv4=false", "--ipv6", "--subnet", "fd00:77::/127", *isolated)
-    return {name: refused(stage.tried("run", "-d", "--network", "n1", IMAGE, "true")) for name in ("one", "two")}
+    return {name: refused(stage.tried("run", "-d", "--network", "n1", IMAGE, "sleep", "9")) for name in ("one", "two")}
 
 
 @story("a /31 with nothing else said")
@@ -186,14 +186,19 @@ def plain_point_to_point(stage: Stage) -> Observed:
     return {"network": "works", "container": refused(stage.tried("run", "-d", "--network", "n1", IMAGE, "true"))}
 
 
-@story("IPv6: ranges of 2^64 addresses", since=(28, 0))
+@story("IPv6: a range of 2^64 addresses, and one at the end of as many", since=(28, 0))
 def large_ranges(stage: Stage) -> Observed:
     stage.network("n1", "--ipv6", "--subnet", "fd00:77::/48", "--ip-range", "fd00:77:0:8::/64")
     one = stage.box("one", "--network", "n1")
     given = ipaddress.ip_address(stage.address("one", "n1", 6))
     in_range = given in ipaddress.ip_network("fd00:77:0:8::/64")
     prefix = [a.rpartition("/")[2] for a in addresses(one).split() if a.startswith("fd")]
-    return {"address": "in the range" if in_range else str(given), "prefix length": " ".join(prefix)}
+    seen = {"address": "in the range" if in_range else str(given), "prefix length": " ".join(prefix)}
+    stage.network("n2", "--ipv6", "--subnet", "fd00:78::/64", "--ip-range", "fd00:78::ffff:ffff:ffff:fffe/127")
+    for name in ("two", "three", "four"):
+        done = stage.tried("run", "-d", "--name", name, "--network", "n2", IMAGE, "sleep", "1000")
+        seen[f"at the end: {name}"] = stage.address(name, "n2", 6) if done.returncode == 0 else "refused"
+    return seen
 
 
 @story("IPv6 without a subnet gets a private one", since=(27, 0))

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+
 from tests.engine.engine import IMAGE
 from tests.engine.machine import HOST4, wait_until
 
@@ -69,6 +71,27 @@ def failed_start(stage: Stage) -> Observed:
     seen["start, when it is free"] = refused(stage.tried("start", "late"))
     stage.serve("late", 80)
     return seen | {"the LAN": stage.ask(stage.lan, HOST4, 8080)}
+
+
+@story("a network that cannot be joined leaves a container as it was", core=True)
+def failed_join(stage: Stage) -> Observed:
+    """Something else has the name of its bridge, so no interface can be put into it."""
+    stage.network("n1", "--subnet", "10.77.0.0/24")
+    stage.network("n2", "--subnet", "10.78.0.0/24", "-o", f"{_PREFIX}.bridge.name=shop0")
+    box = stage.box("box", "--network", "n1", "-p", "8080:80")
+
+    def taken() -> bool:  # trestle makes its bridge again at once, so whoever wants the name must be quick
+        stage.host.run("ip", "link", "del", "shop0", check=False)
+        pair = ("ip", "link", "add", "shop0", "type", "veth", "peer", "name", "shop1")
+        return stage.host.run(*pair, check=False).returncode == 0
+
+    wait_until("something else has the bridge's name", taken)
+    try:
+        seen = {"connect": refused(stage.tried("network", "connect", "n2", "box"))}
+    finally:
+        stage.host.run("ip", "link", "del", "shop0")
+    links = [link["ifname"] for link in json.loads(box.run("ip", "-j", "link").stdout)]
+    return seen | {"links": " ".join(sorted(links)), "the LAN": stage.ask(stage.lan, HOST4, 8080)}
 
 
 @story(

@@ -9,7 +9,7 @@ import struct
 
 from tests.engine.machine import NetworkNamespace, wait_until
 
-from .stage import Observed, Stage, story
+from .stage import UNTIL_26, Observed, Stage, story
 
 ICC_OFF = ("-o", "com.docker.network.bridge.enable_icc=false")
 _SUBNETS = {"4": ("--subnet", "10.77.0.0/24"), "6": ("--ipv6", "--subnet", "fd00:77::/64")}
@@ -96,7 +96,7 @@ _NO_IPV6_FIREWALL = "Up to 26 the built-in has no IPv6 firewall: without icc nei
 @story(
     "neighbours, enable_icc=false, both families",
     note=_NO_IPV6_FIREWALL,
-    differs=((0, 0), (27, 0)),
+    differs=UNTIL_26,
 )
 def strangers_dual(stage: Stage) -> Observed:
     return _meet(stage, "46", *ICC_OFF)
@@ -110,7 +110,7 @@ def strangers_ipv6(stage: Stage) -> Observed:
 @story(
     "neighbours, internal, enable_icc=false, both families",
     note=_NO_IPV6_FIREWALL,
-    differs=((0, 0), (27, 0)),
+    differs=UNTIL_26,
 )
 def strangers_internal(stage: Stage) -> Observed:
     return _meet(stage, "46", "--internal", *ICC_OFF)

@@ -20,6 +20,7 @@ from tests.parity.table import Version
 
 Observed = dict[str, str]
 NEVER: tuple[Version, Version] = ((99, 0), (99, 0))
+UNTIL_26: tuple[Version, Version] = ((0, 0), (27, 0))
 ALWAYS: tuple[Version, Version] = ((0, 0), (99, 0))
 
 
