@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from driver import boot, routes
 from driver.census import GRACE, Census, Roll
 from driver.doctor import Finding, examine
-from driver.endpoint import Endpoints, idle_line
+from driver.endpoint import Endpoints
 from driver.errors import KernelError
 from driver.firewall import backends
 from driver.firewall.hook import Hook
@@ -23,6 +23,7 @@ from driver.heal import Healer
 from driver.hostfacts import Host
 from driver.ipam import Ipam
 from driver.kernel import Kernel
+from driver.liveness import idle_line
 from driver.locks import Gate
 from driver.model import Endpoint
 from driver.network import Networks, unfinished_line

@@ -19,6 +19,7 @@ from driver.errors import Conflict, KernelError, NotFound, PortInUse
 from driver.firewall import Ruleset
 from driver.flusher import Flusher
 from driver.kernel import Kernel
+from driver.liveness import Liveness, idle_line
 from driver.locks import Gate, KeyedLocks
 from driver.model import Endpoint, Family, GatewayMode, Network, PortBinding, PortRequest
 from driver.options import ENDPOINT_IFNAME, check_endpoint_options, interface_prefix
@@ -31,12 +32,6 @@ from driver.store import Store
 from driver.undo import or_undo
 
 log = logging.getLogger(__name__)
-
-# Seconds that a container may take from Join to its start before another may take its addresses and ports.
-START_PATIENCE = 120.0
-# Seconds that an endpoint may be without a sandbox: Join follows CreateEndpoint, and DeleteEndpoint follows Leave,
-# within milliseconds, unless a call was lost.
-IDLE_PATIENCE = 60.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -70,7 +65,7 @@ class Endpoints:
         self._gate = gate
         self._clock = clock
         self._locks = KeyedLocks()
-        self._joined_at: dict[str, float] = {}
+        self._liveness = Liveness(kernel, clock)
 
     # -- create and delete ------------------------------------------------------------------
 
@@ -131,7 +126,7 @@ class Endpoints:
             network, endpoint = self._known(network_id, endpoint_id)
             joined = msgspec.structs.replace(endpoint, sandbox=sandbox)
             self._store.put_endpoint(joined)
-            self._joined_at[endpoint_id] = time.monotonic()
+            self._liveness.note_join(endpoint_id)
             or_undo(lambda: self._connect(network, joined), lambda: self._disconnect(network, endpoint, joined))
         return Join(
             interface=veth_names(endpoint_id)[1],
@@ -241,7 +236,7 @@ class Endpoints:
             return opened + self._reserve(network, endpoint, requests, translated)
         except PortInUse as clash:
             owner = self._store.endpoint(clash.owner) if clash.owner else None
-            if owner is None or self._is_alive(owner):
+            if owner is None or self._liveness.is_alive(owner):
                 raise
             self._bury(owner)
             return opened + self._reserve(network, endpoint, requests, translated)
@@ -287,20 +282,24 @@ class Endpoints:
         return [f"{who} has its veth pair again"]
 
     def idle(self) -> list[Endpoint]:
-        """Endpoints that have had no sandbox for too long: a call about them was lost, and they are dead."""
-        latest = self._clock() - IDLE_PATIENCE
-        return [e for e in self._store.endpoints() if not e.joined and e.since < latest]
+        """Endpoints that nobody will ever use: a call about them was lost."""
+        return [endpoint for endpoint in self._store.endpoints() if self._liveness.is_idle(endpoint)]
 
     def forget_idle(self) -> list[str]:
-        """Forget them; one line for each. The caller holds the gate exclusively."""
-        found = self.idle()
-        for endpoint in found:
-            self._store.drop_endpoint(endpoint.id)
-        return [idle_line(endpoint) for endpoint in found]
+        """Forget them, with what they hold; one line for each. The caller holds the gate exclusively."""
+        lines = []
+        for endpoint in self.idle():
+            try:
+                self._remove(self._network(endpoint.network_id), endpoint)
+            except KernelError as error:
+                log.error("endpoint %s cannot be removed: %s", endpoint.id[:12], error)
+            else:
+                lines.append(idle_line(endpoint))
+        return lines
 
     def any_alive(self, network_id: str) -> bool:
         """Whether a container lives on a network."""
-        return any(map(self._is_alive, self._store.endpoints(network_id)))
+        return any(map(self._liveness.is_alive, self._store.endpoints(network_id)))
 
     def address_released(self, pool: str, ip: str) -> None:
         """Dockerd gave an address back, so the endpoint that has it is dead: its DeleteEndpoint was lost."""
@@ -313,7 +312,7 @@ class Endpoints:
         """Forget an endpoint unless a container uses it; whether it was forgotten."""
         with self._gate.shared(), self._locks.hold(endpoint_id):
             endpoint = self._store.endpoint(endpoint_id)
-            if endpoint is None or self._is_alive(endpoint):
+            if endpoint is None or self._liveness.is_alive(endpoint):
                 return False
             self._bury(endpoint)
             return True
@@ -324,21 +323,9 @@ class Endpoints:
             owner = self._store.endpoint_at(network.id, ip)
             if owner is None:
                 continue
-            if self._is_alive(owner):
+            if self._liveness.is_alive(owner):
                 raise Conflict(f"address {ip} is in use by endpoint {owner.id[:12]} of the same network")
             self._bury(owner)
-
-    def _is_alive(self, endpoint: Endpoint) -> bool:
-        """Whether a container uses it: its veth pair is there, and the far end has been moved out of here.
-
-        Up to 27, dockerd moves it only when the container starts, a while after Join: until then it is
-        taken to be on its way.
-        """
-        host, peer = veth_names(endpoint.id)
-        if not endpoint.joined or not self._kernel.exists(host):
-            return False
-        on_its_way = time.monotonic() - self._joined_at.get(endpoint.id, -START_PATIENCE) < START_PATIENCE
-        return on_its_way or not self._kernel.exists(peer)
 
     def _bury(self, endpoint: Endpoint) -> None:
         log.warning("endpoint %s is dead: its container is gone, its addresses and ports are free", endpoint.id[:12])
@@ -352,14 +339,14 @@ class Endpoints:
         self._store.change_endpoint(msgspec.structs.replace(_silent(endpoint), sandbox=None, since=self._clock()))
         # Held until here: while the row says so, they are published, and `trestle repair` would publish them again.
         self._ports.release(endpoint.id)
-        self._joined_at.pop(endpoint.id, None)
+        self._liveness.forget(endpoint.id)
         self._flusher.addresses(ip for ip in map(endpoint.ip, FAMILIES) if ip)
 
     def _remove(self, network: Network, endpoint: Endpoint) -> None:
         if endpoint.joined or endpoint.bindings is not None:
             self._part(network, endpoint)
         self._store.drop_endpoint(endpoint.id)
-        self._joined_at.pop(endpoint.id, None)
+        self._liveness.forget(endpoint.id)
 
     def _find(self, network_id: str, endpoint_id: str) -> tuple[Network, Endpoint] | None:
         network, endpoint = self._store.network(network_id), self._store.endpoint(endpoint_id)
@@ -401,8 +388,3 @@ def _silent(endpoint: Endpoint) -> Endpoint:
 def _port_rules(network: Network, endpoint: Endpoint) -> Ruleset:
     """The rules by which it publishes."""
     return plan_endpoint(network, endpoint).rules - plan_endpoint(network, _silent(endpoint)).rules
-
-
-def idle_line(endpoint: Endpoint) -> str:
-    """An endpoint that nobody will join or delete, for people."""
-    return f"endpoint {endpoint.id[:12]} has no sandbox, and nobody deletes it: a call of dockerd's was lost"

@@ -84,6 +84,22 @@ class Session:
             raise KernelError(f"cannot look up link {name}: {os.strerror(error.code)}") from error
         return next((_link(message, {}) for message in messages), None)
 
+    def leads_to_the_living(self, name: str) -> bool:
+        """Whether the far end of a veth pair is in another network namespace, and that is not about to go.
+
+        The links of a namespace that nobody has any more are removed by the kernel in its own time; until then they
+        look as ever, but the namespace cannot be entered (-1 for its id, or EINVAL for a question to it).
+        """
+        try:
+            for message in self._ipr.link("get", ifname=name):
+                namespace, index = message.get_attr("IFLA_LINK_NETNSID"), message.get_attr("IFLA_LINK")
+                if namespace is None or namespace < 0:
+                    return False
+                return bool(self._ipr.link("get", index=index, if_netnsid=namespace))
+        except NetlinkError as error:
+            return error.code not in (errno.ENODEV, errno.EINVAL)  # what cannot be asked is taken to live
+        return False
+
     def addresses(self, name: str) -> frozenset[str]:
         """The addresses of one link, with prefix length."""
         index = self._index(name)

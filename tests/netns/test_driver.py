@@ -2,20 +2,24 @@
 
 from __future__ import annotations
 
+import subprocess
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import msgspec
 import pytest
 
 from driver.checks import PoolData
 from driver.daemon import Driver
 from driver.errors import Conflict, InvalidRequest, NotFound, PortInUse
 from driver.kernel import LINK_GROUP
+from driver.model import Endpoint
 from driver.plan import veth_names
 from driver.settings import Settings
-from tests.netns.libnetwork import UDP, Container, Libnetwork, new_id, port
+from tests.netns.libnetwork import UDP, Container, Libnetwork, Net, new_id, port
 from tests.netns.probes import BRIEF
+from tests.netns.waiting import eventually
 from tests.netns.world import World, link_index
 
 
@@ -202,6 +206,62 @@ def test_a_dead_endpoint_gives_up_its_address_and_ports(host: Libnetwork) -> Non
 def kill(host: Libnetwork, container: Container) -> None:
     """The container's namespace dies with everything inside; nobody tells the driver."""
     delete(host, veth_names(container.endpoint)[0])
+
+
+def test_a_container_is_dead_as_soon_as_its_namespace_is_although_its_links_are_still_there(host: Libnetwork) -> None:
+    """dockerd gives address and port away at once; the kernel takes its time with the links, more of it under load."""
+    net = host.network("10.70.0.0/24")
+    address = net.next_address(4)
+    for _ in range(10):
+        sandbox = subprocess.Popen(["unshare", "-n", "sleep", "1000"])
+        try:
+            live_and_publish(host, net, address, sandbox.pid)
+            with pytest.raises(Conflict, match="in use"):
+                host.create("other", net, address4=address)
+        finally:
+            sandbox.kill()
+            sandbox.wait()
+    host.run("heir", net, port(80, 8080), address4=address)
+    eventually(lambda: host.driver.check() == [])
+
+
+def live_and_publish(host: Libnetwork, net: Net, address: str, pid: int) -> None:
+    """A container whose namespace is that of a process, once it has one of its own."""
+    here, there = Path("/proc/thread-self/ns/net"), Path(f"/proc/{pid}/ns/net")
+    eventually(lambda: there.readlink() != here.readlink())
+    box = host.create("box", net, address4=address)
+    peer = host.driver.endpoints.join(net.id, box.endpoint, str(there)).interface
+    host.world.host.netlink(lambda ip: ip.link("set", index=link_index(ip, peer), net_ns_pid=pid))
+    host.driver.endpoints.publish(net.id, box.endpoint, [port(80, 8080)])
+
+
+@pytest.mark.parametrize("restarted", [True, False], ids=["a new daemon", "the same daemon"])
+def test_an_interface_that_dockerd_took_back_is_nobodys_after_a_while(
+    host: Libnetwork, state: Path, restarted: bool
+) -> None:
+    """Checklist line 16: containers stopped while we were down; dockerd moved their interfaces out of them."""
+    net = host.network("10.70.0.0/24")
+    box, other = host.run("box", net, port(80, 8080)), host.run("other", net)
+    _, peer = veth_names(box.endpoint)
+    box.inside.netlink(
+        lambda ip: ip.link("set", index=link_index(ip, "eth0"), state="down", ifname=peer, net_ns_fd=host.world.host.fd)
+    )
+    assert restart(host, state) == []
+    store = host.driver.store
+    store.change_endpoint(msgspec.structs.replace(known(store.endpoint(box.endpoint)), since=0.0))
+    store.change_endpoint(msgspec.structs.replace(known(store.endpoint(other.endpoint)), since=0.0))
+    (line,) = host.driver.check()
+    assert line.startswith(f"endpoint {box.endpoint[:12]} is nobody's: its interface is in no container")
+    assert (restart(host, state) if restarted else host.driver.repair()) == [line]
+    assert host.driver.check() == []
+    assert [e.id for e in host.driver.store.endpoints()] == [other.endpoint]
+    assert links(host).keys() == {f"br-{net.id[:12]}", veth_names(other.endpoint)[0]}
+    assert host.driver.ports.owner_of(6, "0.0.0.0", 8080) is None
+
+
+def known(endpoint: Endpoint | None) -> Endpoint:
+    assert endpoint is not None
+    return endpoint
 
 
 def delete(host: Libnetwork, link: str) -> None:

@@ -62,7 +62,7 @@ def test_what_is_dead_goes_by_itself_and_what_a_container_uses_stays(site: Site)
     site.roll = roll(net.id, endpoints=(web.endpoint,))
     site.census.compare()
     assert site.endpoints() == {web.endpoint, lost.endpoint, never.endpoint}, "it was joined a moment ago"
-    driver.endpoints._joined_at.clear()  # two minutes go by
+    driver.endpoints._liveness._joined_at.clear()  # two minutes go by
     site.census.compare()
     assert site.endpoints() == {web.endpoint, lost.endpoint}
     assert site.census.endpoints == {lost.endpoint}

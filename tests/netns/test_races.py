@@ -113,5 +113,5 @@ def test_nothing_is_remembered_of_an_endpoint_whose_joins_failed(host: Libnetwor
     with pytest.raises(KernelError):
         host.driver.endpoints.join(net.id, box.endpoint, box.inside.path)
     host.driver.endpoints.delete_endpoint(net.id, box.endpoint)
-    assert host.driver.endpoints._joined_at == {}
+    assert host.driver.endpoints._liveness._joined_at == {}
     assert host.driver.endpoints._locks._locks == {}
