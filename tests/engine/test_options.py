@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+
 import pytest
 
 from tests.netns.probes import BRIEF, PATIENCE
@@ -121,6 +123,37 @@ def test_an_endpoint_with_a_bad_option_is_refused(lab: Lab) -> None:
     ):
         done = lab.engine.try_docker("run", "--rm", "--network", f"name=n1,driver-opt={option}", IMAGE, "true")
         assert done.returncode != 0 and said in done.stderr
+
+
+@pytest.mark.core
+def test_of_an_interface_name_the_engine_chooses_the_number(lab: Lab) -> None:
+    """A count for each beginning, which a reconnect goes on with: the interface goes with Leave, before dockerd looks."""
+    for name in ("n1", "n2"):
+        lab.network(name)
+    option = f"{KEY}endpoint.ifname="
+    lab.container("box", "--network", f"name=n1,driver-opt={option}lan7")
+
+    def names() -> set[str]:
+        links = json.loads(lab.at("box").run("ip", "-j", "link").stdout)
+        return {link["ifname"] for link in links} - {"lo"}
+
+    assert names() == {"lan0"}
+    for again in (False, True):
+        lab.docker("network", "connect", "--driver-opt", f"{option}uplink0", "n2", "box")
+        assert names() == {"lan0", "uplink1" if again else "uplink0"}
+        lab.docker("network", "disconnect", "n2", "box")
+
+
+@pytest.mark.core
+def test_an_aux_address_can_be_the_gateway_of_either_family(lab: Lab) -> None:
+    pools = ("--ipv6", "--subnet", "10.77.0.0/24", "--subnet", "fd77::/64")
+    other = ("--aux-address", "DefaultGatewayIPv4=10.77.0.254", "--aux-address", "DefaultGatewayIPv6=fd77::fe")
+    lab.network("n1", *pools, *other)
+    box = lab.container("box", "--network", "n1")
+    assert lab.default_route("box") == "10.77.0.254"
+    assert "default via fd77::fe " in box.run("ip", "-6", "route").stdout
+    bridge = lab.host.run("ip", "addr", "show", "to", "10.77.0.1").stdout  # the host keeps its own, for published ports
+    assert "10.77.0.1/24" in bridge
 
 
 def test_an_option_that_nobody_knows_is_told_in_the_log(lab: Lab) -> None:
