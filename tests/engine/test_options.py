@@ -127,7 +127,7 @@ def test_an_endpoint_with_a_bad_option_is_refused(lab: Lab) -> None:
 
 @pytest.mark.core
 def test_of_an_interface_name_the_engine_chooses_the_number(lab: Lab) -> None:
-    """A count for each beginning, which a reconnect goes on with: the interface goes with Leave, before dockerd looks."""
+    """It counts for each beginning, and a reconnect goes on: the interface goes with Leave, before dockerd looks."""
     for name in ("n1", "n2"):
         lab.network(name)
     option = f"{KEY}endpoint.ifname="
