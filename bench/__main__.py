@@ -41,13 +41,13 @@ PARTS = {
             + packets.many_networks((1, 100), 0.4, 3, every=False)
         ),
         lambda _: (
-            packets.many_ports((1, 100, 1000, 10000), 1.0, 7, every=True)
-            + packets.many_networks((1, 100, 1000), 1.0, 7, every=True)
+            packets.many_ports((1, 100, 1000, 10000), 0.7, 5, every=True)
+            + packets.many_networks((1, 100, 1000), 0.7, 5, every=True)
         ),
     ),
     "paths": Part(
         lambda suite: paths.measure(suite, 0.5, 2, requests=15000),
-        lambda suite: paths.measure(suite, 2.0, 9, requests=100000),
+        lambda suite: paths.measure(suite, 1.0, 7, requests=50000),
     ),
     "calls": Part(
         lambda _: calls.verbs(120) + calls.addresses(1500, "10.70.0.0/16"),
@@ -62,9 +62,9 @@ PARTS = {
             + daemon.occupied(2000)
         ),
         lambda suite: (
-            boot.booted(suite, 7)
-            + daemon.first_answer(21)
-            + daemon.restore((50, 150, 500), 5)
+            boot.booted(suite, 5)
+            + daemon.first_answer(15)
+            + daemon.restore((50, 150, 500), 3)
             + heal.healed(5)
             + daemon.occupied(100_000)
         ),
@@ -95,7 +95,7 @@ def about(mode: str, suite: str) -> dict[str, Any]:
 def main() -> int:
     """Run and write."""
     parser = argparse.ArgumentParser(prog="script/bench", description="Trestle beside Docker's own bridge.")
-    parser.add_argument("--full", action="store_true", help="more of everything; an hour or so instead of five minutes")
+    parser.add_argument("--full", action="store_true", help="more of everything; forty minutes or so instead of five")
     parser.add_argument("--engine", choices=list(SUITES), default="host", help="whose Docker (script/engines)")
     parser.add_argument("--only", metavar="GROUPS", help=f"of {', '.join(PARTS)}, by comma")
     parser.add_argument("--out", type=Path, default=FOLDER, help="the folder to write to")

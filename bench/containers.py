@@ -47,8 +47,8 @@ class Plan:
 
 QUICK = Plan(rounds=5, ports={1: 5, 10: 2, 100: 1, 1000: 2, 16384: 1}, bridge_up_to=100, at_once=10)
 FULL = Plan(
-    rounds=25,
-    ports={1: 25, 10: 11, 100: 5, 1000: 3, 16384: 3},
+    rounds=15,
+    ports={1: 15, 10: 7, 100: 3, 1000: 3, 16384: 3},
     bridge_up_to=1000,
     at_once=50,
     kinds=tuple(KINDS),
