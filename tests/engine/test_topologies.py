@@ -2,7 +2,7 @@
 
 The promise is that of the drop-in: one file, and only the word after ``driver:`` differs. So each test
 runs with that word as ``trestle``; the long run also has it as ``bridge``, which shows that the test
-asks for nothing of ours, and with trestle's addresses as well.
+asks for nothing of ours, and once more with trestle's addresses on trestle's second firewall.
 """
 
 from __future__ import annotations
@@ -32,10 +32,11 @@ CLOSED = {"refused", "timeout", "unreachable", "prohibited"}
 
 
 class Words(NamedTuple):
-    """What stands after the two ``driver:`` of a file."""
+    """What stands after the two ``driver:`` of a file, and the firewall below trestle."""
 
     driver: str
     ipam: str
+    firewall: str = "auto"
 
 
 class Project:
@@ -88,8 +89,8 @@ class Project:
 
     def by_name(self, service: str, name: str, port: int) -> str:
         """Who answers a program in a container that knows only a name."""
-        script = f"nc -w 2 {name} {port} </dev/null || true"
-        return (self.lab.inside(self.container(service), "sh", "-c", script).split() or ["nobody"])[0]
+        answer = self.lab.inside(self.container(service), "sh", "-c", f"nc -w 2 {name} {port} </dev/null || true")
+        return (answer.split() or ["nobody"])[0]
 
     def address(self, service: str, network: str, family: int = 4, number: int = 1) -> str:
         """The address of a service in a network."""
@@ -382,7 +383,7 @@ CHECKS: dict[str, Callable[[Project], None]] = {
 }
 WORDS = (
     Words("trestle", "default"),
-    pytest.param(Words("trestle", "trestle"), marks=pytest.mark.long),
+    pytest.param(Words("trestle", "trestle", "iptables"), marks=pytest.mark.long),
     pytest.param(Words("bridge", "default"), marks=pytest.mark.long),
 )
 
@@ -391,6 +392,10 @@ WORDS = (
 @pytest.mark.parametrize("words", WORDS, ids="-".join)
 @pytest.mark.parametrize("name", CHECKS)
 def test_a_file_written_for_the_built_in_works_when_that_word_changes(lab: Lab, name: str, words: Words) -> None:
+    if words.firewall != "auto":
+        lab.daemon.stop()
+        lab.daemon.start({"TRESTLE_FIREWALL": words.firewall})
+        assert f"backend: {words.firewall}" in lab.daemon.cli("status").stdout
     with up(lab, name, words) as project:
         CHECKS[name](project)
 
