@@ -95,8 +95,8 @@ def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="trestle",
         description="A network driver and IPAM plugin for Docker.",
-        epilog="Exit codes: 0 fine, 1 check or doctor found something or the daemon refused, 2 wrong usage, 3 no daemon "
-        "answers. A command's own options: trestle COMMAND --help.",
+        epilog="Exit codes: 0 fine, 1 check or doctor found something or the daemon refused, 2 wrong usage, "
+        "3 no daemon answers. A command's own options: trestle COMMAND --help.",
     )
     commands = parser.add_subparsers(metavar="COMMAND", required=True)
     serve = commands.add_parser("serve", help="run the daemon", description="Run the daemon until SIGTERM.")
