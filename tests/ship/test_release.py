@@ -39,7 +39,8 @@ def commit(clone: Path) -> None:
 
 
 def release(clone: Path, *arguments: str, **environment: str) -> subprocess.CompletedProcess[str]:
-    return run("script/release", *arguments, check=False, cwd=clone, env={**WORDS, **environment}, timeout=900)
+    # Ten minutes where the machine is busy: an image is built from nothing.
+    return run("script/release", *arguments, check=False, cwd=clone, env={**WORDS, **environment}, timeout=1800)
 
 
 def refusal(clone: Path) -> str:
