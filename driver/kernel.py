@@ -100,6 +100,13 @@ class Session:
             return error.code not in (errno.ENODEV, errno.EINVAL)  # what cannot be asked is taken to live
         return False
 
+    def was_connected(self, name: str) -> bool:
+        """Whether a link has ever had a carrier: of a veth pair, whether the far end has been up (Linux 4.16)."""
+        try:
+            return any(message.get_attr("IFLA_CARRIER_UP_COUNT") for message in self._ipr.link("get", ifname=name))
+        except NetlinkError:
+            return False  # it is gone
+
     def addresses(self, name: str) -> frozenset[str]:
         """The addresses of one link, with prefix length."""
         index = self._index(name)

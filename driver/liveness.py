@@ -40,28 +40,34 @@ class Liveness:
         """Whether a container uses it: its veth pair is there, and leads into a network namespace that lives.
 
         Up to 27, dockerd moves the far end only when the container starts, a while after Join: until then it is
-        taken to be on its way, unless this daemon started after the Join.
+        taken to be on its way, unless this daemon started after the Join. When the container has stopped dockerd takes
+        it back, before it says so: then it has been up.
         """
         host, peer = veth_names(endpoint.id)
         if not endpoint.joined or not self._kernel.exists(host):
             return False
-        if self._kernel.exists(peer):
-            return time.monotonic() - self._joined_at.get(endpoint.id, -START_PATIENCE) < START_PATIENCE
+        starting = time.monotonic() - self._joined_at.get(endpoint.id, -START_PATIENCE) < START_PATIENCE
         with self._kernel.session() as session:
+            if self._kernel.exists(peer):
+                return starting and not session.was_connected(host)
             return session.leads_to_the_living(host)
 
     def is_idle(self, endpoint: Endpoint) -> bool:
         """Whether nobody will ever use it: a call about it was lost.
 
         It has been without a sandbox for too long, or both ends of its veth pair are here although its container
-        had the time to start: dockerd takes an interface back when a container stops, and told us in vain.
+        had the time to start, or ended while no daemon was here to be told.
         """
         if not endpoint.joined:
             return self._clock() - endpoint.since > IDLE_PATIENCE
         host, peer = veth_names(endpoint.id)
+        if not self._kernel.exists(host) or not self._kernel.exists(peer):
+            return False
         joined = self._joined_at.get(endpoint.id)
-        waited = self._clock() - endpoint.since if joined is None else time.monotonic() - joined
-        return waited > START_PATIENCE and self._kernel.exists(host) and self._kernel.exists(peer)
+        if joined is not None:
+            return time.monotonic() - joined > START_PATIENCE
+        with self._kernel.session() as session:
+            return self._clock() - endpoint.since > START_PATIENCE or session.was_connected(host)
 
 
 def idle_line(endpoint: Endpoint) -> str:

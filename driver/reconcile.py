@@ -20,6 +20,9 @@ from driver.firewall.hook import Hook
 from driver.kernel import Kernel, Link, Observed, Session, foreign_bridges, uplink_bridges
 from driver.plan import Bridge, Plan, Veth
 
+# Looks at everything while there is something new to mend: others change things meanwhile, as dockerd at its start.
+ROUNDS = 3
+
 
 @dataclass(frozen=True, slots=True)
 class Difference:
@@ -256,15 +259,19 @@ class Reconciler:
 
         Raises KernelError when something is still different afterwards.
         """
+        mended: list[str] = []
         with self._kernel.session() as session:
             observed = session.observe(want)
-            found = _all_differences(want, observed)
-            if found:
+            for _ in range(ROUNDS):
+                found = [one for one in _all_differences(want, observed) if one.text not in mended]
+                if not found:
+                    break
+                mended += [difference.text for difference in found]
                 with suppress(KernelError):  # what is left is found below, when the firewall has had its turn
                     _mend(session, found)
                 observed = session.observe(want)
         with self._frame:
-            mended = [difference.text for difference in found] + self._converge_rules(want, observed)
+            mended += self._converge_rules(want, observed)
         left = [difference.text for difference in _all_differences(want, observed)]
         if left:
             raise KernelError(f"could not be mended: {'; '.join(left)}")

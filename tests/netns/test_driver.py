@@ -235,28 +235,57 @@ def live_and_publish(host: Libnetwork, net: Net, address: str, pid: int) -> None
     host.driver.endpoints.publish(net.id, box.endpoint, [port(80, 8080)])
 
 
-@pytest.mark.parametrize("restarted", [True, False], ids=["a new daemon", "the same daemon"])
-def test_an_interface_that_dockerd_took_back_is_nobodys_after_a_while(
-    host: Libnetwork, state: Path, restarted: bool
-) -> None:
-    """Checklist line 16: containers stopped while we were down; dockerd moved their interfaces out of them."""
+def test_an_interface_that_dockerd_took_back_is_nobodys(host: Libnetwork, state: Path) -> None:
+    """Checklist line 16: a container stopped while we were down; dockerd moved its interface out, and told nobody."""
     net = host.network("10.70.0.0/24")
     box, other = host.run("box", net, port(80, 8080)), host.run("other", net)
-    _, peer = veth_names(box.endpoint)
-    box.inside.netlink(
-        lambda ip: ip.link("set", index=link_index(ip, "eth0"), state="down", ifname=peer, net_ns_fd=host.world.host.fd)
-    )
-    assert restart(host, state) == []
-    store = host.driver.store
-    store.change_endpoint(msgspec.structs.replace(known(store.endpoint(box.endpoint)), since=0.0))
-    store.change_endpoint(msgspec.structs.replace(known(store.endpoint(other.endpoint)), since=0.0))
+    take_back(host, box)
+    host.driver.close()
+    host.driver = Driver(Settings(state_dir=state))
     (line,) = host.driver.check()
     assert line.startswith(f"endpoint {box.endpoint[:12]} is nobody's: its interface is in no container")
-    assert (restart(host, state) if restarted else host.driver.repair()) == [line]
+    assert host.driver.start() == [line]
     assert host.driver.check() == []
     assert [e.id for e in host.driver.store.endpoints()] == [other.endpoint]
     assert links(host).keys() == {f"br-{net.id[:12]}", veth_names(other.endpoint)[0]}
     assert host.driver.ports.owner_of(6, "0.0.0.0", 8080) is None
+
+
+def test_a_container_that_stopped_gives_up_its_address_and_port_although_we_were_not_told(host: Libnetwork) -> None:
+    """A dockerd that was killed takes interfaces back and tells nobody, with its own IPAM; then all start again."""
+    net = host.network("10.70.0.0/24")
+    first, second = host.run("first", net, port(80, 8080)), host.run("second", net, port(80, 8081))
+    take_back(host, first)
+    take_back(host, second)
+    host.run("third", net, port(80, 8081), address4=first.address4)
+    assert len(host.driver.store.endpoints()) == 1
+    assert host.driver.check() == []
+
+
+def take_back(host: Libnetwork, container: Container) -> None:
+    """What dockerd does to an interface when its container stops."""
+    fd, name = host.world.host.fd, veth_names(container.endpoint)[1]
+    container.inside.netlink(
+        lambda ip: ip.link("set", index=link_index(ip, "eth0"), state="down", ifname=name, net_ns_fd=fd)
+    )
+
+
+@pytest.mark.parametrize("restarted", [True, False], ids=["a new daemon", "the same daemon"])
+def test_an_interface_that_never_got_into_a_container_is_nobodys_after_a_while(
+    host: Libnetwork, state: Path, restarted: bool
+) -> None:
+    net = host.network("10.70.0.0/24")
+    never = host.create("never", net)
+    host.driver.endpoints.join(net.id, never.endpoint, never.inside.path)
+    store = host.driver.store
+    store.change_endpoint(msgspec.structs.replace(known(store.endpoint(never.endpoint)), since=0.0))
+    assert host.driver.check() == [], "it was joined a moment ago"
+    if not restarted:
+        host.driver.endpoints._liveness._joined_at[never.endpoint] -= 121
+    (line,) = restart(host, state) if restarted else host.driver.repair()
+    assert line.startswith(f"endpoint {never.endpoint[:12]} is nobody's")
+    assert host.driver.store.endpoints() == []
+    assert host.driver.check() == []
 
 
 def known(endpoint: Endpoint | None) -> Endpoint:

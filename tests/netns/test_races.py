@@ -12,6 +12,7 @@ import pytest
 
 from driver.daemon import Driver
 from driver.errors import Conflict, KernelError
+from driver.kernel import Session
 from driver.plan import veth_names
 from driver.settings import Settings
 from tests.netns.libnetwork import Libnetwork, port
@@ -103,6 +104,19 @@ def test_a_dead_one_that_is_deleted_while_its_port_is_taken_over_is_in_nobodys_w
     assert host.driver.check() == []
     assert {e.id for e in host.driver.store.endpoints()} == {heir.endpoint, another[0].endpoint}
     assert host.driver.ports.owner_of(6, "0.0.0.0", 8080) == heir.endpoint
+
+
+def test_what_goes_wrong_while_something_else_is_mended_is_mended_too(
+    host: Libnetwork, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """dockerd turns br_netfilter on when it starts, under running containers."""
+    net = host.network("10.70.0.0/24")
+    host.run("web", net, port(80, 8080))
+    subprocess.run(["ip", "link", "set", f"br-{net.id[:12]}", "down"], check=True)
+    meanwhile(monkeypatch, Session, "observe", lambda: host.world.host.sysctl("bridge/bridge-nf-call-iptables", 1))
+    lines = host.driver.repair()
+    assert [line.partition(" is ")[2] for line in lines if " is " in line] == ["down", "not in hairpin mode"]
+    assert host.driver.check() == []
 
 
 def test_nothing_is_remembered_of_an_endpoint_whose_joins_failed(host: Libnetwork) -> None:
