@@ -136,8 +136,9 @@ DIFFERENCES = (
         netfilter=False,
     ),
     Difference(
-        "from a trestle network into a routed network of the built-in",
-        "What is behind another owner's bridge is not ours to open: older engines close it to nobody.",
+        "a routed network, asked by a network of the other driver",
+        "Trestle keeps its containers out of every bridge that is not its own; containers of the built-in may ask a"
+        " routed network of trestle as they may one of their own.",
         bridge=_set(SILENCE),
         trestle=_set(BRIDGE, PONG),
         networks=_set("routed", "half"),

@@ -7,6 +7,8 @@ from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from tests.engine.machine import HOST4, LAN4
+
 from .answers import MEANING
 from .differences import DIFFERENCES, Difference
 from .measure import Measured, Pair
@@ -78,7 +80,8 @@ def page(records: list[Record]) -> str:
         "## Deliberate differences\n\nEvery one there is. Where no engine is named, all of them.\n\n"
         + _table(_HEAD, _differences(records)),
         _engines(records),
-        f"## Stories\n\nAs Docker {newest.name} tells them.\n\n" + _table(_HEAD, _stories(newest)),
+        f"## Stories\n\nAs Docker {newest.name} tells them. A name and an address are an answer: who gives it, and whom"
+        f" he sees asking; {LAN4} is the LAN, {HOST4} the host.\n\n" + _table(_HEAD, _stories(newest)),
         f"## Questions\n\nAs Docker {newest.name} answers them: {USUAL.title}. Elsewhere the answers are the same but"
         " for the differences above.",
         *(_network(network, newest.measured) for network in _asked(newest.measured)),

@@ -56,7 +56,7 @@ def mixed_addresses(stage: Stage) -> Observed:
     seen = {"any and one": refused(stage.tried(*mixed))}
     specific = ("-p", f"{HOST4}:8081:80", "-p", f"{HOST4_SECOND}:8081:81", "-p", "127.0.0.1:8081:82")
     seen["each address its own port"] = _start(stage, "specific", *specific)
-    stage.serve("specific", 80, 82)
+    stage.serve("specific", 80, 81, 82)
     asked = ((stage.lan, HOST4), (stage.lan, HOST4_SECOND), (stage.host, "127.0.0.1"))
     return seen | {f"8081 of {address}": stage.ask(place, address, 8081) for place, address in asked}
 
