@@ -207,8 +207,14 @@ class Driver:
     def _compare_and_mend(self) -> list[str]:
         lines = self.networks.finish() + self.endpoints.forget_idle()
         # Bridges come first, so that a lost veth pair has a place to go back to.
-        lines += self._reconciler.mend_bridges(self._plan())
-        lines += self.endpoints.restore_links() + self._reconciler.converge(self._plan())
+        lines += self._reconciler.mend_bridges(self._plan()) + self.endpoints.restore_links()
+        try:
+            lines += self._reconciler.converge(self._plan())
+        except KernelError:
+            # Where many containers die at once, some do so between the one and the other.
+            if not (late := self.endpoints.restore_links()):
+                raise
+            lines += late + self._reconciler.converge(self._plan())
         return lines + self.ipam.collect()
 
     def _heal(self, change: Change) -> list[str]:

@@ -26,10 +26,15 @@ ROUNDS = 3
 
 @dataclass(frozen=True, slots=True)
 class Difference:
-    """One thing that is not as planned: a line for people, and the call of Session that mends it."""
+    """One thing that is not as planned: a line for people, and the call of Session that mends it.
+
+    ``lost`` is a veth pair that is gone. A verb makes it; a pass over everything must not, for the container may be
+    gone with it: whether it is, ``Endpoints.restore_links`` finds out.
+    """
 
     text: str
     mend: Callable[[Session], object]
+    lost: bool = False
 
 
 def differences(want: Plan, have: Observed) -> Iterator[Difference]:
@@ -81,7 +86,8 @@ def _connected(address: str) -> str:
 def _veth(veth: Veth, have: Observed) -> Iterator[Difference]:
     link = have.links.get(veth.name)
     if link is None:
-        yield Difference(f"veth {veth.name} is missing", partial(_create_veth, veth, _isolated(veth, have)))
+        make = partial(_create_veth, veth, _isolated(veth, have))
+        yield Difference(f"veth {veth.name} is missing", make, lost=True)
         return
     yield from _link(link, "veth", veth.mtu)
     if link.master != veth.bridge:
@@ -255,7 +261,7 @@ class Reconciler:
         return [difference.text for difference in found]
 
     def converge(self, want: Plan) -> list[str]:
-        """Make the kernel hold exactly ``want``; one line for each difference mended.
+        """Make the kernel hold exactly ``want``, but for lost veth pairs; one line for each difference mended.
 
         Raises KernelError when something is still different afterwards.
         """
@@ -263,7 +269,7 @@ class Reconciler:
         with self._kernel.session() as session:
             observed = session.observe(want)
             for _ in range(ROUNDS):
-                found = [one for one in _all_differences(want, observed) if one.text not in mended]
+                found = [d for d in _all_differences(want, observed) if not d.lost and d.text not in mended]
                 if not found:
                     break
                 mended += [difference.text for difference in found]

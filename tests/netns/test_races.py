@@ -119,6 +119,26 @@ def test_what_goes_wrong_while_something_else_is_mended_is_mended_too(
     assert host.driver.check() == []
 
 
+def test_a_container_that_dies_while_everything_is_compared_is_not_brought_back(
+    host: Libnetwork, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Fifty die with dockerd, and each event is a look at all: a pair made for the dead would hold their addresses."""
+    net = host.network("10.70.0.0/24")
+    box = host.create("box", net)
+    interface = host.driver.endpoints.join(net.id, box.endpoint, "/var/run/docker/netns/none").interface
+    box.inside.take(host.world.host, interface, "eth0")
+    host.driver.endpoints.publish(net.id, box.endpoint, [port(80, 8080)])
+    meanwhile(
+        monkeypatch,
+        host.driver.endpoints,
+        "restore_links",
+        lambda: host.world.host.netlink(lambda ip: ip.link("del", index=link_index(ip, veth_names(box.endpoint)[0]))),
+    )
+    assert [line.partition(" is ")[2] for line in host.driver.repair()] == ["dead and forgotten: its container is gone"]
+    assert host.driver.store.endpoints() == []
+    assert host.driver.check() == []
+
+
 def test_nothing_is_remembered_of_an_endpoint_whose_joins_failed(host: Libnetwork) -> None:
     net = host.network("10.70.0.0/24", bridge__name="shop0")
     box = host.create("box", net)
