@@ -210,7 +210,7 @@ class Engine:
             self.process = subprocess.Popen(
                 self.machine.enter(*command), stdin=subprocess.DEVNULL, stdout=log, stderr=log, cwd="/"
             )
-        wait_until("dockerd answers", self._answers, seconds=60)
+        wait_until("dockerd answers", self._answers, seconds=180)
 
     def _answers(self) -> bool:
         if self.process is not None and self.process.poll() is not None:
