@@ -22,6 +22,7 @@ from driver.firewall.libnftables import Nft, NftError
 from driver.firewall.placement import (
     CHAINS,
     COMMENT,
+    FORWARD,
     NOWHERE,
     WITH_RULE,
     WRITING,
@@ -142,7 +143,7 @@ class Hook:
         wanted = place(chains) if action in WITH_RULE else NOWHERE
         wrong = fault(chains, wanted)
         if wrong and action in WRITING:
-            self._nft.run("\n".join(self._rewrite(table, wanted.chain, chains, listed)))
+            self._nft.run("\n".join(self._rewrite(table, wanted, chains, listed)))
         return _Standing("nft", family, wanted, wrong)
 
     def _list(self, family: Family) -> list[dict[str, Any]]:
@@ -180,12 +181,13 @@ class Hook:
         return [{"match": {"op": "==", "left": masked, "right": self._mark}}, {"accept": None}]
 
     def _rewrite(
-        self, table: str, where: str | None, chains: Mapping[str, Chain], listed: list[dict[str, Any]]
+        self, table: str, wanted: Place, chains: Mapping[str, Chain], listed: list[dict[str, Any]]
     ) -> Iterator[str]:
         for name in chains:
             for rule in _rules(name, listed):
                 if self._is_ours(rule):
                     yield f"delete rule {table} {name} handle {rule['handle']}"
+        where = wanted.chain
         if where is None:
             return
         text = f'meta mark & {self._mark:#010x} == {self._mark:#010x} counter accept comment "{COMMENT}"'
@@ -195,6 +197,8 @@ class Hook:
             yield f"insert rule {table} {where} handle {others[index]['handle']} {text}"
         else:
             yield f"add rule {table} {where} {text}"
+        if wanted.spare:
+            yield f"add rule {table} {FORWARD} {text}"
 
     # --- legacy xtables -----------------------------------------------------------------------------
 

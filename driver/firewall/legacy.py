@@ -26,10 +26,12 @@ from driver.firewall.iptables_entries import load
 from driver.firewall.placement import (
     CHAINS,
     COMMENT,
+    FORWARD,
     NOWHERE,
     WITH_RULE,
     WRITING,
     Chain,
+    Place,
     Rule,
     fault,
     place,
@@ -110,7 +112,7 @@ class Filter:
         rule.create_target("ACCEPT")
         return rule
 
-    def put(self, where: str | None) -> None:
+    def put(self, wanted: Place) -> None:
         """Take our rule out of every chain, and put it where it belongs."""
         for name, chain in self.chains.items():
             handle = self._iptc.Chain(self._table, name)
@@ -119,9 +121,11 @@ class Filter:
             mine = [self._decode(entry, name) for entry, rule in zip(entries, chain.rules, strict=True) if rule.ours]
             for rule in mine:
                 handle.delete_rule(rule)
-        if where:
-            handle = self._iptc.Chain(self._table, where)
-            handle.insert_rule(self._wanted(), position(self.chains[where], where))
+        if wanted.chain:
+            handle = self._iptc.Chain(self._table, wanted.chain)
+            handle.insert_rule(self._wanted(), position(self.chains[wanted.chain], wanted.chain))
+        if wanted.spare:
+            self._iptc.Chain(self._table, FORWARD).append_rule(self._wanted())
         self._table.commit()
 
 
@@ -132,7 +136,7 @@ def run(action: str, family: int, mark: int) -> dict[str, str | None]:
         wanted = place(table.chains) if action in WITH_RULE else NOWHERE
         wrong = fault(table.chains, wanted)
         if wrong and action in WRITING:
-            table.put(wanted.chain)
+            table.put(wanted)
             left = fault(Filter(family, mark).chains, wanted)
             if left:
                 raise RuntimeError(f"IPv{family}: the rule {left} although it was just written")

@@ -4,6 +4,10 @@
 policy of Docker, ufw or the admin. One static rule there accepts what bears our mark (firewall page
 2): in DOCKER-USER, last before its RETURN, so that the admin's own rules there come first;
 or on top of FORWARD where FORWARD does not lead to DOCKER-USER.
+
+Docker up to 27 takes the jump to DOCKER-USER out of FORWARD and puts it back whenever a network is made (protocol page
+9.4). For these milliseconds only the policy of FORWARD is left, and where that is drop, a second rule at the end of
+FORWARD, the spare, keeps traffic going. It changes nothing else: what comes there has been through DOCKER-USER.
 """
 
 from __future__ import annotations
@@ -38,10 +42,14 @@ class Chain(NamedTuple):
 
 
 class Place(NamedTuple):
-    """Where the rule belongs; ``chain`` is None if nowhere, ``why`` says the reason to people."""
+    """Where the rule belongs; ``chain`` is None if nowhere, ``why`` says the reason to people.
+
+    ``spare``: it belongs at the end of FORWARD as well.
+    """
 
     chain: str | None
     why: str
+    spare: bool = False
 
 
 # What can be done: "ensure" and "remove" write; "check" and "check-removed" only look.
@@ -57,7 +65,7 @@ def place(chains: Mapping[str, Chain]) -> Place:
         return Place(None, "there is no FORWARD chain")
     others = [rule for rule in forward.rules if not rule.ours]
     if USER in chains and any(rule.verdict == USER for rule in others):
-        return Place(USER, "FORWARD leads to DOCKER-USER")
+        return Place(USER, "FORWARD leads to DOCKER-USER", spare=forward.policy == "drop")
     if forward.policy == "drop":
         return Place(FORWARD, "the policy of FORWARD is drop")
     if others:
@@ -75,8 +83,14 @@ def position(chain: Chain, where: str) -> int:
 
 
 def fault(chains: Mapping[str, Chain], wanted: Place) -> str | None:
-    """What is wrong with our rule, or None if it stands once, exact, where it works."""
-    standing = [(name, index) for name in chains for index, rule in enumerate(chains[name].rules) if rule.ours]
+    """What is wrong with our rule, or None if it stands once, exact, where it works, and so does the spare."""
+    spare = _spare(chains) if wanted.spare else None
+    standing = [
+        (name, index)
+        for name in chains
+        for index, rule in enumerate(chains[name].rules)
+        if rule.ours and (name, index) != (FORWARD, spare)
+    ]
     if wanted.chain is None:
         return f"is in {standing[0][0]}, where nothing needs it" if standing else None
     if not standing:
@@ -93,4 +107,16 @@ def fault(chains: Mapping[str, Chain], wanted: Place) -> str | None:
         return f"in {name} is not the last before RETURN"
     if name == FORWARD and any(rule.always and rule.verdict for rule in chain.rules[:index]):
         return f"in {name} comes after a rule that ends the chain"
+    if wanted.spare and spare is None:
+        return f"is missing from the end of {FORWARD}"
     return None
+
+
+def _spare(chains: Mapping[str, Chain]) -> int | None:
+    """The index of the spare in FORWARD: ours, exact, and behind the way to DOCKER-USER."""
+    seen, found = False, None
+    for index, rule in enumerate(chains[FORWARD].rules):
+        seen |= rule.verdict == USER
+        if seen and rule.ours and rule.exact and found is None:
+            found = index
+    return found

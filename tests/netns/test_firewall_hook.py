@@ -109,7 +109,7 @@ def test_it_stands_in_docker_user_after_the_rules_of_the_admin(open_town: Town, 
     assert Hook().ensure().chain == "DOCKER-USER (IPv4), DOCKER-USER (IPv6)"
     chain = owner.chain("DOCKER-USER", 4)
     assert chain[1:] == ([OURS, "-j RETURN"] if returns else [OURS])
-    assert all("trestle" not in rule for rule in owner.chain("FORWARD"))
+    assert owner.chain("FORWARD") == ["-j DOCKER-USER", OURS]
     assert passes(open_town, 4)
     assert passes(open_town, 6)
     NftablesFirewall().change(add=published("a1", 4, 8081, proto="udp"))
@@ -185,9 +185,10 @@ def test_it_stands_exactly_once_however_often_it_is_ensured(town: Town, owner: O
         ["-A", "DOCKER-USER", *OURS.split()],
         ["-I", "FORWARD", *OURS.split()],
         ["-I", "DOCKER-USER", "-j", "RETURN"],
+        ["-D", "FORWARD", *OURS.split()],
         ["-A", "DOCKER-USER", "-s", "192.0.2.77", "-j", "DROP"],
     ],
-    ids=["flushed", "twice", "in both", "unreachable", "before the admin's"],
+    ids=["flushed", "twice", "in both", "unreachable", "no spare", "before the admin's"],
 )
 def test_damage_is_seen_and_mended(town: Town, owner: Owner, damage: list[str]) -> None:
     owner.docker_user(returns=False)
@@ -197,7 +198,7 @@ def test_damage_is_seen_and_mended(town: Town, owner: Owner, damage: list[str]) 
     assert len(hook.drift()) == 1
     assert len(hook.mend()) == 1
     assert hook.drift() == []
-    assert [*owner.chain("FORWARD"), *owner.chain("DOCKER-USER")].count(OURS) == 1
+    assert (owner.chain("FORWARD").count(OURS), owner.chain("DOCKER-USER").count(OURS)) == (1, 1)
 
 
 def test_a_changed_rule_is_replaced(town: Town, owner: Owner) -> None:
@@ -239,8 +240,20 @@ def test_it_moves_when_docker_comes(open_town: Town, owner: Owner) -> None:
     assert hook.ensure().chain.startswith("FORWARD")
     owner.docker_user(returns=True)
     assert hook.ensure().chain.startswith("DOCKER-USER")
-    assert owner.chain("FORWARD") == ["-j DOCKER-USER"]
+    assert owner.chain("FORWARD") == ["-j DOCKER-USER", OURS]
     assert passes(open_town, 4)
+
+
+def test_traffic_goes_on_while_docker_moves_its_chain(open_town: Town, owner: Owner) -> None:
+    """Docker up to 27 takes the way to DOCKER-USER out whenever a network is made, and then puts it back on top."""
+    owner.docker_user(returns=True)
+    hook = Hook()
+    hook.ensure()
+    owner.run("-D", "FORWARD", "-j", "DOCKER-USER")
+    assert passes(open_town, 4)
+    assert passes(open_town, 6)
+    owner.run("-I", "FORWARD", "-j", "DOCKER-USER")
+    assert hook.drift() == []
 
 
 def test_it_works_while_nothing_leads_to_docker_user(open_town: Town, owner: Owner) -> None:

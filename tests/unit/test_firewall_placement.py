@@ -67,14 +67,37 @@ def test_a_fault_is_told(user: tuple[Rule, ...], told: str) -> None:
     assert told in (fault(chains, place(chains)) or "")
 
 
+@pytest.mark.parametrize(
+    ("forward", "told"),
+    [
+        ((JUMP, OURS), None),
+        ((JUMP, OURS, SOME_DROP), None),  # somebody's later rule is no quarrel
+        ((JUMP,), "is missing from the end of FORWARD"),
+        ((OURS, JUMP), "stands 2 times"),
+        ((JUMP, CHANGED), "stands 2 times"),
+        ((JUMP, OURS, OURS), "stands 2 times"),
+    ],
+)
+def test_a_spare_stands_behind_the_way_to_docker_user_where_the_policy_is_drop(
+    forward: tuple[Rule, ...], told: str | None
+) -> None:
+    """For the moment in which Docker up to 27 has taken that way out."""
+    chains = {FORWARD: Chain(forward, "drop"), USER: Chain((OURS, RETURN))}
+    assert fault(chains, place(chains)) == told
+    assert not place({**chains, FORWARD: Chain((JUMP,), "accept")}).spare
+
+
 def mended(chains: dict[str, Chain]) -> dict[str, Chain]:
     """What both sides do: take ours out everywhere, put it where it belongs."""
-    where = place(chains).chain
+    wanted = place(chains)
+    where = wanted.chain
     clean = {name: chain._replace(rules=tuple(r for r in chain.rules if not r.ours)) for name, chain in chains.items()}
     if where:
         index = position(chains[where], where)
         before = clean[where].rules
         clean[where] = clean[where]._replace(rules=(*before[:index], OURS, *before[index:]))
+    if wanted.spare:
+        clean[FORWARD] = clean[FORWARD]._replace(rules=(*clean[FORWARD].rules, OURS))
     return clean
 
 
