@@ -53,10 +53,21 @@ end() {
     wait_for 20 test ! -d "/proc/$pid" || kill -9 "$pid" 2>/dev/null || true
 }
 
+# What the daemon was started from; another one, as after a git pull, is a reason to start it again.
+sources() {
+    find driver plugin requirements/runtime.txt packaging/trestle.{service,socket} -type f ! -name '*.pyc' -print0 |
+        LC_ALL=C sort -z | xargs -0 sha256sum | sha256sum
+}
+
 start_daemon() {
+    local verb=start
     if daemon_answers; then
-        say "up: trestle runs already"
-        return
+        if ! noted daemon || [ "$(cat $RUN/sources 2>/dev/null)" = "$(sources)" ]; then
+            say "up: trestle runs already"
+            return
+        fi
+        say "up: trestle is started again, since this clone has changed; connections stay"
+        if has_systemd; then verb=restart; else end trestle serve; fi
     fi
     [ -e $STATE ] || note state
     if has_systemd; then
@@ -68,13 +79,14 @@ start_daemon() {
         cp packaging/trestle.socket $UNITS/trestle.socket
         systemctl daemon-reload
         note daemon
-        systemctl enable --quiet --now trestle.socket trestle.service || fail "up: trestle did not start; see $(daemon_log)."
+        systemctl enable --quiet --now trestle.socket trestle.service && systemctl "$verb" trestle.service || fail "up: trestle did not start; see $(daemon_log)."
     else
         say "up: trestle as a background process (log: $RUN/trestle.log)"
         note daemon
         detach trestle "$PWD/.venv/bin/trestle" serve
     fi
     wait_for_process trestle 20 daemon_answers || fail "up: trestle does not answer; see $(daemon_log). Its last words: $(last_words trestle)"
+    sources >$RUN/sources
 }
 
 stop_daemon() {

@@ -12,7 +12,7 @@ from tests.engine.machine import NetworkNamespace
 from tests.netns.probes import family_of
 
 INTERVAL = 0.01  # seconds
-LATE = 3.0  # seconds until an answer counts as lost
+LATE = 15.0  # seconds until an answer counts as lost: what is lost stays lost, and a busy machine is no loss
 
 
 class Stream:
