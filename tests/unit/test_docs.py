@@ -1,4 +1,4 @@
-"""What the documentation says of options and settings is what the code has."""
+"""What the documentation says of options, settings, pages and tests is what there is."""
 
 from __future__ import annotations
 
@@ -27,3 +27,17 @@ def test_every_link_between_pages_leads_somewhere() -> None:
         if not (page.parent / target).exists()
     ]
     assert broken == []
+
+
+NAMED = re.compile(r"`(tests/[a-z_/]+\.py)::(test_\w+)`")
+
+
+def test_every_test_that_a_promise_names_exists() -> None:
+    named = set(NAMED.findall((ROOT / "docs/reliability.md").read_text()))
+    assert len(named) > 50
+    missing = [
+        f"{file}::{name}"
+        for file, name in sorted(named)
+        if not (ROOT / file).exists() or not re.search(rf"^def {name}\(", (ROOT / file).read_text(), re.MULTILINE)
+    ]
+    assert missing == []
