@@ -21,7 +21,9 @@ def processes(lab: Lab) -> int:
 
 def test_sixteen_thousand_ports_are_published_at_once_and_cost_no_process(lab: Lab) -> None:
     lab.network("n1")
+    start = time.monotonic()
     lab.container("plain", "--network", "n1")
+    plain = time.monotonic() - start  # 0.3 s where nothing else runs
     before = processes(lab)
     start = time.monotonic()
     box = lab.container("box", "--network", "n1", "-p", "20000-36383:20000-36383/udp")
@@ -33,7 +35,7 @@ def test_sixteen_thousand_ports_are_published_at_once_and_cost_no_process(lab: L
     assert lab.ask(lab.lan, HOST4, 36384, "udp") == "refused"
     one_container = 3  # its shim, its init, its sleep
     assert processes(lab) == before + one_container
-    assert took <= 5.0, f"docker run took {took:.1f} s"
+    assert took <= max(5.0, 5 * plain), f"docker run took {took:.1f} s, {plain:.1f} s without ports"
 
 
 @pytest.mark.parametrize("proto", ["tcp", "udp", "sctp"])
