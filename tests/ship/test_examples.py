@@ -114,7 +114,8 @@ def test_a_stack_on_a_swarm_of_one_node(swarm: PluginLab) -> None:
     wait_until("the tasks are gone", lambda: not lab.docker("ps", "-q"), seconds=60)
     lab.docker("network", "rm", "shop")
     wait_until("the node's part of the network is gone", lambda: not lab.plugin.cli("networks").stdout.splitlines()[1:])
-    lab.docker("network", "rm", "shop-config")
+    # The driver hears of it before dockerd has let go of the configuration.
+    wait_until("its configuration", lambda: not lab.engine.try_docker("network", "rm", "shop-config").returncode)
 
 
 @pytest.mark.long
