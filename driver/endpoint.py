@@ -23,11 +23,11 @@ from driver.liveness import Liveness, idle_line
 from driver.locks import Gate, KeyedLocks
 from driver.model import Endpoint, Family, GatewayMode, Network, PortBinding, PortRequest
 from driver.options import ENDPOINT_IFNAME, check_endpoint_options, interface_prefix
-from driver.plan import FAMILIES, Plan, endpoint_mac, gateway_of, plan_endpoint, plan_network, veth_names
+from driver.plan import FAMILIES, Plan, endpoint_mac, gateway_of, plan_all, plan_endpoint, plan_network, veth_names
 from driver.portmap import digest, opened_ports
 from driver.ports import HostPorts
 from driver.reconcile import Reconciler
-from driver.sandbox import Sandbox
+from driver.sandbox import Sandbox, is_sandbox
 from driver.store import Store
 from driver.undo import or_undo
 
@@ -256,30 +256,46 @@ class Endpoints:
     def restore_links(self) -> list[str]:
         """Give lost veth pairs back to containers that live, forget the others; one line for each.
 
-        The bridges are there already. The caller holds the gate exclusively.
+        The bridges are there already. The caller holds the gate exclusively, and compares everything afterwards.
         """
-        return [line for endpoint in self.without_link() for line in self._restore_link(endpoint)]
+        lost = self.without_link()
+        living = [endpoint for endpoint in lost if is_sandbox(endpoint.sandbox or "")]
+        lines = self._forget([endpoint for endpoint in lost if endpoint not in living])
+        if living:
+            lines += self._reconciler.mend_rules()  # before any packet of theirs
+        return lines + [line for endpoint in living for line in self._restore_link(endpoint)]
+
+    def _forget(self, dead: Sequence[Endpoint]) -> list[str]:
+        """All at once: after a boot these may be a thousand."""
+        networks = self._store.networks()
+        self._reconciler.change_rules(remove=plan_all(networks, dead).rules - plan_all(networks, []).rules)
+        with self._store.transaction():
+            for endpoint in dead:
+                self._store.drop_endpoint(endpoint.id)
+        for endpoint in dead:
+            self._ports.release(endpoint.id)
+            self._liveness.forget(endpoint.id)
+        self._flusher.addresses(ip for endpoint in dead for ip in map(endpoint.ip, FAMILIES) if ip)
+        return [f"{_who(endpoint)} is dead and forgotten: its container is gone" for endpoint in dead]
 
     def _restore_link(self, endpoint: Endpoint) -> list[str]:
         network = self._network(endpoint.network_id)
         addresses = [address for address in (endpoint.address4, endpoint.address6) if address]
         gateways = [g for g in (gateway_of(network, endpoint.ip(family)) for family in FAMILIES) if g]
-        who = f"endpoint {endpoint.id[:12]} ({endpoint.ip(4) or endpoint.ip(6) or endpoint.mac})"
         try:
             with Sandbox(endpoint.sandbox or "") as sandbox:
-                self._reconciler.apply(plan_endpoint(network, endpoint))
+                self._reconciler.apply(Plan(veths=plan_endpoint(network, endpoint).veths))
                 with self._kernel.session() as session:
                     session.move(veth_names(endpoint.id)[1], sandbox.fd)
                 # Only the container's gateway endpoint was told to publish (protocol page 2.10).
                 routes = gateways if endpoint.bindings is not None else []
                 sandbox.configure(veth_names(endpoint.id)[1], _prefix(network, endpoint), addresses, routes)
         except FileNotFoundError:
-            self._bury(endpoint)
-            return [f"{who} is dead and forgotten: its container is gone"]
+            return self._forget([endpoint])
         except KernelError as error:
-            log.error("%s cannot have its veth pair back: %s", who, error)
+            log.error("%s cannot have its veth pair back: %s", _who(endpoint), error)
             return []  # the comparison that follows names it again
-        return [f"{who} has its veth pair again"]
+        return [f"{_who(endpoint)} has its veth pair again"]
 
     def idle(self) -> list[Endpoint]:
         """Endpoints that nobody will ever use: a call about them was lost."""
@@ -372,6 +388,10 @@ class Endpoints:
         if endpoint is None or endpoint.network_id != network_id:
             raise NotFound(f"endpoint {endpoint_id[:12]!r} is unknown in network {network_id[:12]}")
         return network, endpoint
+
+
+def _who(endpoint: Endpoint) -> str:
+    return f"endpoint {endpoint.id[:12]} ({endpoint.ip(4) or endpoint.ip(6) or endpoint.mac})"
 
 
 def _prefix(network: Network, endpoint: Endpoint) -> str:

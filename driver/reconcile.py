@@ -260,6 +260,13 @@ class Reconciler:
                 _mend(session, found)
         return [difference.text for difference in found]
 
+    def mend_rules(self) -> list[str]:
+        """Only the firewall of the whole plan and the shared rule; one line for each difference mended."""
+        with self._kernel.session() as session:
+            observed = session.observe(Plan())
+        with self._frame:
+            return self._converge_rules(self._whole(), observed)
+
     def converge(self, want: Plan) -> list[str]:
         """Make the kernel hold exactly ``want``, but for lost veth pairs; one line for each difference mended.
 

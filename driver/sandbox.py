@@ -69,6 +69,15 @@ class Sandbox:
             raise KernelError(f"cannot set up an interface in a container: {error}") from error
 
 
+def is_sandbox(key: str) -> bool:
+    """Whether ``key`` names a network namespace (still)."""
+    try:
+        with Sandbox(key):
+            return True
+    except FileNotFoundError:
+        return False
+
+
 def _enter(fd: int) -> None:
     if _libc.setns(fd, CLONE_NEWNET):
         number = ctypes.get_errno()
