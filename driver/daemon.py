@@ -234,7 +234,9 @@ class Driver:
         if change.lost or change.firewall:
             with self._gate.exclusive():
                 return self._mend("drift")
-        if self._concerns(change.links):
+        with self._gate.shared():  # a pass over everything, a start above all, makes links that need no look meanwhile
+            concerned = self._concerns(change.links)
+        if concerned:
             # A verb in progress looks the same from outside: look again when all have ended.
             with self._gate.exclusive():
                 return self._mend("drift") if self._concerns(change.links) else []

@@ -10,6 +10,7 @@ from __future__ import annotations
 import contextlib
 import ctypes
 import errno
+import fcntl
 import os
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -24,6 +25,7 @@ from driver.kernel import IFA_F_NODAD
 
 T = TypeVar("T")
 CLONE_NEWNET = 0x40000000
+NS_GET_NSTYPE = 0xB703
 _libc = ctypes.CDLL(None, use_errno=True)
 
 
@@ -70,12 +72,17 @@ class Sandbox:
 
 
 def is_sandbox(key: str) -> bool:
-    """Whether ``key`` names a network namespace (still)."""
+    """Whether ``key`` names a network namespace (still); what was mounted there leaves a plain file (ioctl_ns(2))."""
     try:
-        with Sandbox(key):
-            return True
-    except FileNotFoundError:
+        fd = os.open(key, os.O_RDONLY | os.O_CLOEXEC)
+    except OSError:
         return False
+    try:
+        return fcntl.ioctl(fd, NS_GET_NSTYPE) == CLONE_NEWNET
+    except OSError:
+        return False
+    finally:
+        os.close(fd)
 
 
 def _enter(fd: int) -> None:
