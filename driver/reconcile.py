@@ -56,6 +56,9 @@ def _bridge(bridge: Bridge, have: Observed) -> Iterator[Difference]:
     link = have.links.get(bridge.name)
     if link is None:
         yield Difference(f"bridge {bridge.name} is missing", methodcaller("create_bridge", bridge))
+    elif link.kind != "bridge":
+        yield _foreign(link, "bridge")
+        return
     else:
         yield from _link(link, "bridge", bridge.mtu)
     for address in bridge.addresses:
@@ -89,6 +92,9 @@ def _veth(veth: Veth, have: Observed) -> Iterator[Difference]:
         make = partial(_create_veth, veth, _isolated(veth, have))
         yield Difference(f"veth {veth.name} is missing", make, lost=True)
         return
+    if link.kind != "veth":
+        yield _foreign(link, "veth")
+        return
     yield from _link(link, "veth", veth.mtu)
     if link.master != veth.bridge:
         yield Difference(
@@ -107,14 +113,16 @@ def _veth(veth: Veth, have: Observed) -> Iterator[Difference]:
 
 def _link(link: Link, kind: str, mtu: int) -> Iterator[Difference]:
     """What bridges and veths have in common; an existing link that is not ours keeps its MTU."""
-    if link.kind != kind:
-        text = f"link {link.name} exists and is a {link.kind or 'device'}, not a {kind}; remove or rename it"
-        yield Difference(text, partial(_refuse, text))
-        return
     if not link.up:
         yield Difference(f"{kind} {link.name} is down", methodcaller("set_up", link.name))
     if link.ours and link.mtu != mtu:
         yield Difference(f"{kind} {link.name} has MTU {link.mtu}, not {mtu}", methodcaller("set_mtu", link.name, mtu))
+
+
+def _foreign(link: Link, kind: str) -> Difference:
+    """Somebody else's link has the name: nothing of it is touched."""
+    text = f"link {link.name} exists and is a {link.kind or 'device'}, not a {kind}; remove or rename it"
+    return Difference(text, partial(_refuse, text))
 
 
 def _refuse(text: str, session: Session) -> None:

@@ -172,7 +172,7 @@ forget_engine() {
     rmdir /sys/fs/cgroup/*/docker /sys/fs/cgroup/docker 2>/dev/null || true
 }
 
-# forget_rules iptables|ip6tables: Docker's chains and jumps out, in one transaction; what was there before stays, policy included.
+# forget_rules iptables|ip6tables: Docker's chains and jumps out, and our rule beside them, in one transaction; what was there before stays, policy included.
 forget_rules() {
     local before="$RUN/$1.before" policy family=ip table
     [ -n "$("$1-save" 2>/dev/null)" ] || return 0
@@ -181,7 +181,7 @@ forget_rules() {
         FILENAME == ARGV[1] { old[$0] = 1; next }
         /^:FORWARD/ && table == "*filter" { $2 = policy }
         /^\*/ { table = $0 }
-        old[$0] || !/DOCKER|docker0|docker_gwbridge|br-[0-9a-f]{12}/' "$before" - | "$1-restore" || true
+        old[$0] || !/DOCKER|docker0|docker_gwbridge|br-[0-9a-f]{12}|--comment trestle /' "$before" - | "$1-restore" || true
     # Tables that dockerd brought and that are empty now: a line that is not a table, a chain, its hook or a bracket is a rule.
     [ "$1" = iptables ] || family=ip6
     for table in nat filter raw mangle; do
