@@ -64,7 +64,7 @@ def _answered(at: Place, patience: float = 120.0) -> None:
         except OSError:
             assert time.monotonic() < deadline, at.daemon.lines()
             assert at.daemon.process is not None and at.daemon.process.poll() is None, at.daemon.lines()
-            time.sleep(0.001)
+            time.sleep(0.001)  # the pace of asking, which is how exact the figure can be
 
 
 def _imports() -> float:

@@ -38,7 +38,7 @@ def healed(rounds: int) -> list[Row]:
                 began = time.perf_counter()
                 while not _published(nft):
                     assert time.perf_counter() - began < 60, "the rules did not come back"
-                    time.sleep(EVERY)
+                    time.sleep(EVERY)  # the pace of looking, which is how exact the figure can be
                 back.add("trestle", (time.perf_counter() - began) * 1000)
             tried += len(knocks)
             through += sum(map(_connected, knocks))

@@ -6,11 +6,12 @@ import os
 import re
 import subprocess
 import tempfile
-import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import NamedTuple, Protocol
+
+from tests.engine.machine import run, wait_until
 
 SOURCE = Path(__file__).with_name("netbench.c")
 # Client and server each have a processor of their own where there are two: the scheduler is not what is measured.
@@ -127,10 +128,7 @@ def _nested(commands: Sequence[tuple[Place, int, tuple[str, ...]]]) -> Iterator[
 
 
 def _listening(place: Place, port: int) -> None:
-    deadline = time.monotonic() + 10
-    while f":{port} " not in subprocess.run(inside(place, "ss", "-Hltn"), capture_output=True, text=True).stdout:
-        assert time.monotonic() < deadline, f"nothing listens on port {port}"
-        time.sleep(0.02)
+    wait_until(f"something listens on port {port}", lambda: f":{port} " in run(*inside(place, "ss", "-Hltn")).stdout)
 
 
 def redis_benchmark(place: Place, host: str, port: int, requests: int, test: str) -> Answer:

@@ -258,9 +258,11 @@ class Endpoints:
 
         The bridges are there already. The caller holds the gate exclusively, and compares everything afterwards.
         """
-        lost = self.without_link()
-        living = [endpoint for endpoint in lost if is_sandbox(endpoint.sandbox or "")]
-        lines = self._forget([endpoint for endpoint in lost if endpoint not in living])
+        living: list[Endpoint] = []
+        dead: list[Endpoint] = []
+        for endpoint in self.without_link():
+            (living if is_sandbox(endpoint.sandbox or "") else dead).append(endpoint)
+        lines = self._forget(dead)
         if living:
             lines += self._reconciler.mend_rules()  # before any packet of theirs
         return lines + [line for endpoint in living for line in self._restore_link(endpoint)]

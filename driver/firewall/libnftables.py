@@ -60,7 +60,7 @@ def _library() -> ctypes.CDLL:
 
 
 _LISTINGS = 10  # attempts at one list
-_PAUSE = 0.01  # seconds between them: whoever changes the ruleset is given time to end
+_PAUSE = 0.01  # seconds between them
 
 
 class Nft:
@@ -85,11 +85,10 @@ class Nft:
             output = self._call(text, _JSON | _NUMERIC | (_TERSE if terse else 0))
             try:
                 objects: list[dict[str, Any]] = json.loads(output)["nftables"] if output else []
-            except json.JSONDecodeError as error:
+                return objects
+            except json.JSONDecodeError as error:  # a table that went while it was listed leaves a hole
                 torn = output[max(0, error.pos - 60) : error.pos + 60]
-                time.sleep(_PAUSE)
-                continue  # a table that went while it was listed leaves a hole in what is printed
-            return objects
+                time.sleep(_PAUSE)  # whoever changes the ruleset is given time to end
         raise NftError(f"nftables changes too fast for `{text}`, which is torn at {torn!r}; try again")
 
     def show(self, text: str) -> str:

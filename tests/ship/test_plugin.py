@@ -158,11 +158,16 @@ def test_upgrade_under_traffic(lab: PluginLab) -> None:
     works(lab)
 
 
-@pytest.mark.long
-def test_restart_of_dockerd(lab: PluginLab) -> None:
+def always_running(lab: PluginLab) -> None:
+    """A published web server that dockerd starts again whenever it starts."""
     lab.network("shop")
     lab.web("web", "--network", "shop", "-p", "8080:80", "--restart", "always")
     assert lab.page(lab.lan, HOST4, 8080) == "web"
+
+
+@pytest.mark.long
+def test_restart_of_dockerd(lab: PluginLab) -> None:
+    always_running(lab)
     begun = time.monotonic()
     lab.engine.stop()
     assert time.monotonic() - begun < 8
@@ -175,9 +180,7 @@ def test_restart_of_dockerd(lab: PluginLab) -> None:
 
 @pytest.mark.long
 def test_crash_of_dockerd(lab: PluginLab) -> None:
-    lab.network("shop")
-    lab.web("web", "--network", "shop", "-p", "8080:80", "--restart", "always")
-    assert lab.page(lab.lan, HOST4, 8080) == "web"
+    always_running(lab)
     lab.engine.kill()
     lab.engine.start()
     assert lab.page(lab.lan, HOST4, 8080) == "web"
