@@ -21,7 +21,7 @@ from typing import NamedTuple
 
 from driver.errors import KernelError
 from driver.model import ANY, Family, PortBinding, family_of
-from driver.netlink import NESTED, NETFILTER, attribute, attributes, messages
+from driver.netlink import NESTED, NETFILTER, Message, attribute, attributes, messages
 
 _NEW, _GET, _DELETE = 1 << 8, 1 << 8 | 1, 1 << 8 | 2  # IPCTNL_MSG_CT_*, of subsystem ctnetlink
 _REQUEST, _ACK, _DUMP = 1, 4, 0x300
@@ -205,7 +205,7 @@ class _Netlink:
     def _acknowledged(self, datagram: bytes, expected: int) -> Iterator[int]:
         self._send(datagram)
         while expected > 0:
-            for kind, body in self._receive():
+            for kind, body, _ in self._receive():
                 if kind == _ERROR:
                     code = -int(struct.unpack_from("=i", body)[0])
                     if code not in (0, errno.ENOENT):
@@ -216,7 +216,7 @@ class _Netlink:
     def _ask(self, message: bytes) -> Iterator[tuple[int, bytes]]:
         self._send(message)
         while True:
-            for kind, body in self._receive():
+            for kind, body, _ in self._receive():
                 if kind == _DONE:
                     return
                 if kind == _ERROR:
@@ -230,7 +230,7 @@ class _Netlink:
         except OSError as error:
             raise KernelError(f"conntrack cannot be reached: {error.strerror}") from error
 
-    def _receive(self) -> Iterator[tuple[int, bytes]]:
+    def _receive(self) -> Iterator[Message]:
         try:
             data = self._socket.recv(1 << 17)
         except OSError as error:

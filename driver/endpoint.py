@@ -10,7 +10,7 @@ from __future__ import annotations
 import logging
 import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import msgspec
 
@@ -286,12 +286,14 @@ class Endpoints:
         gateways = [g for g in (gateway_of(network, endpoint.ip(family)) for family in FAMILIES) if g]
         try:
             with Sandbox(endpoint.sandbox or "") as sandbox:
-                self._reconciler.apply(Plan(veths=plan_endpoint(network, endpoint).veths))
-                with self._kernel.session() as session:
-                    session.move(veth_names(endpoint.id)[1], sandbox.fd)
+                # Made where it belongs: a move from one namespace to another takes the kernel many times as long.
+                name = sandbox.free_name(_prefix(network, endpoint))
+                veths = plan_endpoint(network, endpoint).veths.items()
+                inside = {host: replace(veth, peer=name, namespace=sandbox.fd) for host, veth in veths}
+                self._reconciler.apply(Plan(veths=inside))
                 # Only the container's gateway endpoint was told to publish (protocol page 2.10).
                 routes = gateways if endpoint.bindings is not None else []
-                sandbox.configure(veth_names(endpoint.id)[1], _prefix(network, endpoint), addresses, routes)
+                sandbox.configure(name, addresses, routes)
         except FileNotFoundError:
             return self._forget([endpoint])
         except KernelError as error:

@@ -1,6 +1,6 @@
 """Links, addresses and sysctls of the host, by netlink: the only module that changes them.
 
-Each transaction opens one IPRoute and closes it: a long-lived pyroute2 socket leaks on look-ups,
+Each transaction opens its sockets and closes them: a long-lived one of pyroute2 leaks on look-ups,
 and a shared one is not safe between threads. Nothing observed is kept from one to the next.
 """
 
@@ -11,78 +11,34 @@ import os
 import socket
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from pyroute2 import IPRoute
-from pyroute2.netlink.exceptions import NetlinkDumpInterrupted, NetlinkError
+from pyroute2.netlink.exceptions import NetlinkError
 
 from driver.errors import KernelError
+from driver.observed import LINK_GROUP, Link, Observed, addresses, all_links, links_named
 from driver.plan import Bridge, Plan, Veth
-from driver.routes import connected_routes
+from driver.routes import connected_routes, default_interfaces
+from driver.rtnetlink import Rtnetlink
 
-# Every link that we make is in this group ("tr"): `ip link show group 29810` lists them, and a
-# link in it that no network or endpoint explains is garbage of ours.
-LINK_GROUP = 0x7472
-IFF_UP = 0x1
-IFF_LOWER_UP = 0x10000
 IFA_F_NODAD = 0x02
-
-
-@dataclass(frozen=True, slots=True)
-class Link:
-    """A link as the kernel shows it. ``master`` is the name of its bridge."""
-
-    name: str
-    kind: str
-    group: int
-    mtu: int
-    mac: str
-    up: bool
-    carrier: bool
-    master: str | None
-    isolated: bool
-    hairpin: bool = False
-
-    @property
-    def ours(self) -> bool:
-        """Whether Trestle made it."""
-        return self.group == LINK_GROUP
-
-
-@dataclass(frozen=True, slots=True)
-class Observed:
-    """What the kernel holds: links, their addresses and the routes these brought, by name; sysctls by path.
-
-    ``bridge_netfilter`` says that frames inside a bridge meet the IP firewall (br_netfilter).
-    """
-
-    links: dict[str, Link] = field(default_factory=dict)
-    addresses: dict[str, frozenset[str]] = field(default_factory=dict)
-    routes: dict[str, frozenset[str]] = field(default_factory=dict)
-    sysctls: dict[str, str] = field(default_factory=dict)
-    bridge_netfilter: bool = False
 
 
 class Session:
     """One netlink transaction. Errors are KernelError with the link and the kernel's reason."""
 
-    def __init__(self, ipr: IPRoute, proc_sys_net: Path) -> None:
+    def __init__(self, ipr: IPRoute, asked: Rtnetlink, proc_sys_net: Path) -> None:
         self._ipr = ipr
+        self._asked = asked
         self._proc = proc_sys_net
 
     # -- look -------------------------------------------------------------------------------
 
     def link(self, name: str) -> Link | None:
         """One link by name, or None."""
-        try:
-            messages = self._ipr.link("get", ifname=name)
-        except NetlinkError as error:
-            if error.code == errno.ENODEV:
-                return None
-            raise KernelError(f"cannot look up link {name}: {os.strerror(error.code)}") from error
-        return next((_link(message, {}) for message in messages), None)
+        return next(iter(links_named(self._asked, [name]).values()), None)
 
     def leads_to_the_living(self, name: str) -> bool:
         """Whether the far end of a veth pair is in another network namespace, and that is not about to go.
@@ -110,32 +66,33 @@ class Session:
     def addresses(self, name: str) -> frozenset[str]:
         """The addresses of one link, with prefix length."""
         index = self._index(name)
-        return frozenset(_address(message) for message in self._dump(lambda: self._ipr.get_addr(index=index)))
+        return frozenset(addresses(self._asked, index).get(index, ()))
 
     def observe(self, want: Plan) -> Observed:
         """All links of this network namespace, and what else a comparison with ``want`` needs."""
-        messages = self._dump(self._ipr.get_links)
-        names = {message["index"]: message.get_attr("IFLA_IFNAME") for message in messages}
-        links = [_link(message, names) for message in messages]
-        addresses: dict[str, set[str]] = {}
-        for message in self._dump(self._ipr.get_addr):
-            addresses.setdefault(names.get(message["index"], ""), set()).add(_address(message))
-        return self._observed(want, links, {name: frozenset(values) for name, values in addresses.items()})
+        links = all_links(self._asked)
+        routes = connected_routes(self._asked) if want.bridges else ()
+        return self._observed(want, links, addresses(self._asked), routes)
 
     def observe_part(self, want: Plan) -> Observed:
         """Only the links that ``want`` names: for a quick look at a few."""
-        links = [link for name in (*want.bridges, *want.veths) if (link := self.link(name))]
-        return self._observed(want, links, {link.name: self.addresses(link.name) for link in links})
+        links = links_named(self._asked, (*want.bridges, *want.veths))
+        bridges = [index for index, link in links.items() if link.name in want.bridges]
+        held = {index: own for bridge in bridges for index, own in addresses(self._asked, bridge).items()}
+        routes = [route for bridge in bridges for route in connected_routes(self._asked, bridge)]
+        return self._observed(want, links, held, routes)
 
-    def _observed(self, want: Plan, links: list[Link], addresses: dict[str, frozenset[str]]) -> Observed:
-        routes: dict[str, set[str]] = {}
-        for index, prefix in connected_routes() if want.bridges else ():
-            with suppress(OSError):  # the interface is gone by now
-                routes.setdefault(socket.if_indextoname(index), set()).add(prefix)
+    def _observed(
+        self, want: Plan, links: dict[int, Link], held: dict[int, set[str]], routes: Iterable[tuple[int, str]]
+    ) -> Observed:
+        found: dict[str, set[str]] = {}
+        for index, prefix in routes:
+            if index in links:
+                found.setdefault(links[index].name, set()).add(prefix)
         return Observed(
-            links={link.name: link for link in links},
-            addresses=addresses,
-            routes={name: frozenset(prefixes) for name, prefixes in routes.items()},
+            links={link.name: link for link in links.values()},
+            addresses={links[index].name: frozenset(own) for index, own in held.items() if index in links},
+            routes={name: frozenset(prefixes) for name, prefixes in found.items()},
             sysctls={path: self.sysctl(path) for bridge in want.bridges.values() for path, _ in bridge.sysctls},
             bridge_netfilter=_bridge_netfilter(self._proc),
         )
@@ -151,21 +108,12 @@ class Session:
 
     def uplink(self) -> tuple[str, int] | None:
         """The interface that holds the default route (IPv4 first) and its MTU, or None."""
-        for family in (socket.AF_INET, socket.AF_INET6):
-            for route in self._dump(lambda family=family: self._ipr.get_default_routes(family=family)):
-                index = route.get_attr("RTA_OIF")
-                for message in self._ipr.link("get", index=index) if index else ():
-                    return str(message.get_attr("IFLA_IFNAME")), int(message.get_attr("IFLA_MTU"))
+        for index in default_interfaces(self._asked):
+            with suppress(OSError):  # it is gone by now
+                name = socket.if_indextoname(index)
+                if link := self.link(name):
+                    return name, link.mtu
         return None
-
-    def _dump(self, dump: Any) -> list[Any]:
-        """A dump, repeated while links change under it (netlink(7), NLM_F_DUMP_INTR)."""
-        for _ in range(10):
-            try:
-                return list(dump())
-            except NetlinkDumpInterrupted:
-                continue
-        raise KernelError("links change too fast to be listed; try again")
 
     # -- change -----------------------------------------------------------------------------
 
@@ -177,6 +125,7 @@ class Session:
 
     def create_veth(self, veth: Veth) -> bool:
         """Make the pair with the host end up and in its bridge. False if a link of that name exists."""
+        where = {} if veth.namespace is None else {"net_ns_fd": veth.namespace}
         return self._create(
             ifname=veth.name,
             kind="veth",
@@ -184,7 +133,7 @@ class Session:
             mtu=veth.mtu,
             master=self._index(veth.bridge),
             state="up",
-            peer={"ifname": veth.peer, "mtu": veth.mtu, "address": veth.mac},
+            peer={"ifname": veth.peer, "mtu": veth.mtu, "address": veth.mac, **where},
         )
 
     def delete_link(self, name: str) -> None:
@@ -202,10 +151,6 @@ class Session:
     def set_master(self, name: str, bridge: str) -> None:
         """Make a link a port of a bridge."""
         self._change(f"put {name} into {bridge}", "link", "set", index=self._index(name), master=self._index(bridge))
-
-    def move(self, name: str, namespace: int) -> None:
-        """Move a link into the network namespace behind a descriptor."""
-        self._change(f"move {name} into a container", "link", "set", index=self._index(name), net_ns_fd=namespace)
 
     def set_isolated(self, name: str, isolated: bool) -> None:
         """Keep a bridge port from talking to other isolated ports (IFLA_BRPORT_ISOLATED)."""
@@ -282,8 +227,8 @@ class Kernel:
     def session(self) -> Iterator[Session]:
         """One transaction. Raises KernelError, also where no descriptor or memory is left for a socket."""
         try:
-            with IPRoute() as ipr:
-                yield Session(ipr, self._proc)
+            with IPRoute() as ipr, Rtnetlink() as asked:
+                yield Session(ipr, asked, self._proc)
         except NetlinkError as error:
             raise KernelError(f"the kernel refused to tell or do something: {os.strerror(error.code)}") from error
         except KernelError:
@@ -304,21 +249,6 @@ class Kernel:
         return True
 
 
-def uplink_bridges(links: Iterable[Link], named: Iterable[str]) -> frozenset[str]:
-    """Bridges of others that lead to a wire: those with a port that is no veth, and those that are ``named``.
-
-    A bridge with veth ports alone, such as Docker's, leads nowhere but to containers.
-    """
-    links = list(links)
-    outward = {link.master for link in links if link.master and link.kind != "veth"} | set(named)
-    return foreign_bridges(links) & outward
-
-
-def foreign_bridges(links: Iterable[Link]) -> frozenset[str]:
-    """Every bridge that we did not make."""
-    return frozenset(link.name for link in links if link.kind == "bridge" and not link.ours)
-
-
 def _sysctl(path: Path) -> str:
     try:
         return path.read_text().strip()
@@ -332,31 +262,3 @@ def _bridge_netfilter(proc: Path) -> bool:
 
 def _nodad(ip: str) -> dict[str, int]:
     return {"flags": IFA_F_NODAD} if ":" in ip else {}
-
-
-def _address(message: Any) -> str:
-    # A point-to-point address keeps its own end in IFA_LOCAL.
-    ip = message.get_attr("IFA_LOCAL") or message.get_attr("IFA_ADDRESS")
-    return f"{ip}/{message['prefixlen']}"
-
-
-def _link(message: Any, names: dict[int, str]) -> Link:
-    info = message.get_attr("IFLA_LINKINFO")
-    master = message.get_attr("IFLA_MASTER")
-    return Link(
-        name=message.get_attr("IFLA_IFNAME"),
-        kind=(info and info.get_attr("IFLA_INFO_KIND")) or "",
-        group=message.get_attr("IFLA_GROUP") or 0,
-        mtu=message.get_attr("IFLA_MTU"),
-        mac=message.get_attr("IFLA_ADDRESS") or "",
-        up=bool(message["flags"] & IFF_UP),
-        carrier=bool(message["flags"] & IFF_LOWER_UP),
-        master=None if master is None else names.get(master) or socket.if_indextoname(master),
-        isolated=bool(_port_attribute(info, "IFLA_BRPORT_ISOLATED")),
-        hairpin=bool(_port_attribute(info, "IFLA_BRPORT_MODE")),
-    )
-
-
-def _port_attribute(info: Any, name: str) -> Any:
-    data = info and info.get_attr("IFLA_INFO_SLAVE_DATA")
-    return data.get_attr(name) if data is not None and hasattr(data, "get_attr") else None

@@ -8,24 +8,26 @@ from typing import NamedTuple
 
 NETFILTER = 12  # the protocol that nf_tables and conntrack speak
 NESTED = 0x8000
+DUMP_INTERRUPTED = 0x10  # NLM_F_DUMP_INTR: what is listed changed meanwhile
 _TYPE = 0x3FFF  # of an attribute, without its flags
 
 
 class Message(NamedTuple):
-    """One message: its type, and everything after the header."""
+    """One message: its type, everything after the header, and the header's flags."""
 
     kind: int
     body: bytes
+    flags: int = 0
 
 
 def messages(datagram: bytes) -> Iterator[Message]:
     """The messages of one datagram."""
     data = memoryview(datagram)
     while len(data) >= 16:
-        length, kind = struct.unpack_from("=IH", data)
+        length, kind, flags = struct.unpack_from("=IHH", data)
         if length < 16:
             return
-        yield Message(kind, bytes(data[16:length]))
+        yield Message(kind, bytes(data[16:length]), flags)
         data = data[(length + 3) & ~3 :]
 
 

@@ -35,7 +35,8 @@ class Bridge:
 class Veth:
     """A veth pair: the host end ``name`` is a port of ``bridge``, ``peer`` is for the container.
 
-    ``publishes`` says that the container may call a published port of its own.
+    ``publishes`` says that the container may call a published port of its own. ``namespace`` is an open descriptor of
+    the network namespace that the peer is made in, None for the host's.
     """
 
     name: str
@@ -45,6 +46,7 @@ class Veth:
     mac: str
     isolated: bool
     publishes: bool = False
+    namespace: int | None = None
 
 
 @dataclass(frozen=True, slots=True)

@@ -17,7 +17,8 @@ from operator import methodcaller
 from driver.errors import KernelError
 from driver.firewall import EMPTY, Firewall, Ruleset, TableMissing
 from driver.firewall.hook import Hook
-from driver.kernel import Kernel, Link, Observed, Session, foreign_bridges, uplink_bridges
+from driver.kernel import Kernel, Session
+from driver.observed import Link, Observed, foreign_bridges, uplink_bridges
 from driver.plan import Bridge, Plan, Veth
 
 # Looks at everything while there is something new to mend: others change things meanwhile, as dockerd at its start.

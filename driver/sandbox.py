@@ -12,7 +12,8 @@ import ctypes
 import errno
 import fcntl
 import os
-from collections.abc import Callable, Sequence
+import socket
+from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any, TypeVar
@@ -22,6 +23,8 @@ from pyroute2.netlink.exceptions import NetlinkError
 
 from driver.errors import KernelError
 from driver.kernel import IFA_F_NODAD
+from driver.observed import Link, all_links
+from driver.rtnetlink import Rtnetlink
 
 T = TypeVar("T")
 CLONE_NEWNET = 0x40000000
@@ -56,17 +59,18 @@ class Sandbox:
         self._thread.shutdown()
         os.close(self.fd)
 
-    def configure(self, peer: str, prefix: str, addresses: Sequence[str], gateways: Sequence[str]) -> None:
-        """Name the interface ``peer`` as dockerd would, give it addresses and, where none is, default routes."""
-        self._run(lambda ip: _configure(ip, peer, prefix, addresses, gateways))
+    def free_name(self, prefix: str) -> str:
+        """The name that dockerd would give to the next interface: the first of eth0, eth1, … that none has."""
+        names = {link.name for link in self._run(_links)}
+        return next(f"{prefix}{n}" for n in range(len(names) + 1) if f"{prefix}{n}" not in names)
 
-    def _run(self, work: Callable[[Any], T]) -> T:
-        def inside() -> T:
-            with IPRoute() as ip:
-                return work(ip)
+    def configure(self, name: str, addresses: Sequence[str], gateways: Sequence[str]) -> None:
+        """Give an interface addresses, bring it up and add default routes where none is."""
+        self._run(lambda: _configure(name, addresses, gateways))
 
+    def _run(self, work: Callable[[], T]) -> T:
         try:
-            return self._thread.submit(inside).result()
+            return self._thread.submit(work).result()
         except (NetlinkError, OSError) as error:
             raise KernelError(f"cannot set up an interface in a container: {error}") from error
 
@@ -91,20 +95,23 @@ def _enter(fd: int) -> None:
         raise OSError(number, os.strerror(number))
 
 
-def _configure(ip: Any, peer: str, prefix: str, addresses: Sequence[str], gateways: Sequence[str]) -> None:
-    links = {link.get_attr("IFLA_IFNAME"): link["index"] for link in ip.get_links()}
-    name = next(f"{prefix}{n}" for n in range(len(links) + 1) if f"{prefix}{n}" not in links)
-    index = links[peer]
-    ip.link("set", index=index, ifname=name)
+def _links() -> Iterable[Link]:
+    with Rtnetlink() as asked:
+        return all_links(asked).values()
+
+
+def _configure(name: str, addresses: Sequence[str], gateways: Sequence[str]) -> None:
+    index = socket.if_nametoindex(name)
     if any(":" in address for address in addresses):
         _allow_ipv6(name)
-    for address in addresses:
-        plain, _, length = address.partition("/")
-        flags = {"flags": IFA_F_NODAD} if ":" in plain else {}
-        ip.addr("add", index=index, address=plain, prefixlen=int(length), **flags)
-    ip.link("set", index=index, state="up")
-    for gateway in gateways:
-        _default_route(ip, index, gateway)
+    with IPRoute() as ip:
+        for address in addresses:
+            plain, _, length = address.partition("/")
+            flags = {"flags": IFA_F_NODAD} if ":" in plain else {}
+            ip.addr("add", index=index, address=plain, prefixlen=int(length), **flags)
+        ip.link("set", index=index, state="up")
+        for gateway in gateways:
+            _default_route(ip, index, gateway)
 
 
 def _allow_ipv6(name: str) -> None:

@@ -12,7 +12,7 @@ from pyroute2 import IPRoute
 
 from driver.daemon import Driver
 from driver.firewall.libnftables import Nft, NftError
-from driver.kernel import LINK_GROUP
+from driver.observed import LINK_GROUP
 from driver.plan import veth_names
 from driver.settings import Settings
 

@@ -7,7 +7,7 @@ from dataclasses import dataclass, field, replace
 
 from pyroute2 import IPRoute
 
-from driver.kernel import LINK_GROUP
+from driver.observed import LINK_GROUP
 from tests.faults.calls import OTHERS, Call, Life, perform
 from tests.faults.host import Host
 

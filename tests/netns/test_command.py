@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 
-from driver.kernel import LINK_GROUP
+from driver.observed import LINK_GROUP
 from tests.netns.daemon import ROOT, Daemon, running
 from tests.netns.libnetwork import new_id
 from tests.netns.test_server import endpoint_of, network_of

@@ -13,8 +13,8 @@ import pytest
 from driver.checks import PoolData
 from driver.daemon import Driver
 from driver.errors import Conflict, InvalidRequest, NotFound, PortInUse
-from driver.kernel import LINK_GROUP
 from driver.model import Endpoint
+from driver.observed import LINK_GROUP
 from driver.plan import veth_names
 from driver.settings import Settings
 from tests.netns.libnetwork import UDP, Container, Libnetwork, Net, new_id, port

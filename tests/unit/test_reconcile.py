@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from driver.errors import KernelError
-from driver.kernel import LINK_GROUP, Link, Observed, uplink_bridges
+from driver.observed import LINK_GROUP, Link, Observed, uplink_bridges
 from driver.plan import Bridge, Plan, Veth
 from driver.reconcile import differences, garbage
 
