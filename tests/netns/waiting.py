@@ -5,7 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable
 
-PATIENCE = 5.0
+PATIENCE = 15.0
 _STEP = 0.01
 
 
