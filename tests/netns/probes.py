@@ -17,9 +17,7 @@ from collections.abc import Callable
 from ipaddress import ip_address
 from typing import Protocol
 
-PATIENCE = (
-    10.0  # seconds for an answer that must come; a machine with other work may lose a round of neighbour discovery
-)
+PATIENCE = 10.0  # seconds for an answer that must come: a busy machine may lose a round of neighbour discovery
 BRIEF = 0.4  # seconds for an answer that must not come; one that may takes under 20 ms
 PROTOCOLS = ("tcp", "udp", "sctp")
 SCTP = 132
