@@ -14,7 +14,6 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from flask import Flask
 from pyroute2 import IPRoute
 
 from bench.bodies import UDP, Call, Endpoint, Net, port, release_address, release_pool, request_address, request_pool
@@ -29,10 +28,10 @@ from tests.netns.world import World
 # libraries differ. Who makes a verb cheaper lowers its line; who makes it dearer says in the commit what it buys.
 BUDGET = {
     #  netlink nft changes  nft lists   commits  statements  procs  files threads calls
-    "RequestPool":            Counts(2,          0,          0,        1,          3,      0,     0,     0,   13000),
+    "RequestPool":            Counts(2,          0,          0,        1,          3,      0,     0,     0,    2300),
     "RequestAddress":         Counts(0,          0,          0,        1,          4,      0,     0,     0,     660),
-    "CreateNetwork, first":   Counts(7,          3,          9,        2,          7,      0,     0,     0,   21500),
-    "CreateNetwork":          Counts(5,          1,          4,        2,          5,      0,     0,     0,   11000),
+    "CreateNetwork, first":   Counts(7,          3,          9,        2,          7,      0,     0,     0,   12500),
+    "CreateNetwork":          Counts(5,          1,          4,        2,          5,      0,     0,     0,    8700),
     "CreateEndpoint":         Counts(0,          0,          0,        1,          4,      0,     0,     0,     860),
     "Join":                   Counts(1,          1,          0,        1,          3,      0,     0,     0,    5400),
     "Program 2 ports":        Counts(1,          1,          0,        1,          3,      0,     2,     0,     980),
@@ -57,8 +56,9 @@ OTHERS = 50
 class Engine:
     """Dockerd's half of the work, in process: calls through the WSGI application, each a success, and its costs."""
 
-    def __init__(self, app: Flask, counter: Counter, world: World) -> None:
-        self._app, self._counter, self._world = app, counter, world
+    def __init__(self, driver: Driver, counter: Counter, world: World) -> None:
+        self._driver, self._app = driver, create_app(driver)
+        self._counter, self._world = counter, world
         self.costs: dict[str, Counts] = {}
 
     def call(self, call: Call, name: str = "") -> Any:
@@ -73,6 +73,10 @@ class Engine:
         cost.calls = min(cost.calls, self.costs.get(name, cost).calls)
         self.costs[name] = cost
         return answers[0]
+
+    def look(self, links: set[str]) -> Counts:
+        """What it costs to see whether links that an event named are as they should be."""
+        return self._counter.count(lambda: self._driver._concerns(links))
 
     def _prepared(self, call: Call) -> Callable[[], Any]:
         """The call, with all of the caller's own work done."""
@@ -138,7 +142,7 @@ def engine(state: Path) -> Iterator[Engine]:
         driver = Driver(Settings(state_dir=state))
         try:
             with Counter(driver).installed() as counter:
-                yield Engine(create_app(driver), counter, world)
+                yield Engine(driver, counter, world)
         finally:
             driver.close()
 
@@ -194,6 +198,23 @@ def test_a_container_costs_the_same_among_many_others(
     alone, crowded = costs[verb], costs_among_others[verb]
     room = replace(alone, calls=alone.calls + 2 * OTHERS)  # an address that is new costs more than a known one
     assert not crowded.beyond(room), f"alone {alone}, among {OTHERS} others {crowded}"
+
+
+def test_a_look_at_what_changed_costs_the_same_among_many_others(tmp_path: Path) -> None:
+    """Every start of a container is some events, and after each burst the links that these name are looked at."""
+    with engine(tmp_path) as asked:
+        _, net = asked.network()
+        endpoint = Endpoint(net, net.address(9))
+        for call in (endpoint.create(), endpoint.join()):
+            asked.call(call)
+        bridge, host = f"br-{net.id[:12]}", endpoint.peer.removesuffix("c")
+        asked.look({bridge, host})  # warm
+        alone = asked.look({bridge, host})
+        for _ in range(OTHERS):
+            asked.network()
+        crowded = asked.look({bridge, host})
+    assert alone.netlink > 0
+    assert not crowded.beyond(replace(alone, calls=alone.calls + OTHERS)), f"alone {alone}, crowded {crowded}"
 
 
 # -- the counter itself ----------------------------------------------------------------------------
