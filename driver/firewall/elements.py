@@ -25,6 +25,7 @@ Elements = Mapping[str, frozenset[str]]
 _Fact = Iterator[tuple[str, str]]  # (set name, element)
 
 _ANYWHERE: dict[Family, str] = {4: "0.0.0.0/0", 6: "::/0"}
+_KEPT = 256  # words: one address stands in every line of a range, but a container's is not seen again once it is gone
 _PROTOCOLS = (6, 17, 132)  # TCP, UDP, SCTP
 _INTERFACE = re.compile(r"[!#-&(-)+-.0-9;-\[\]-~]{1,15}", re.ASCII)
 _MAC = re.compile(r"[0-9a-f]{2}(:[0-9a-f]{2}){5}", re.ASCII)
@@ -133,7 +134,7 @@ def _opened(opened: OpenPorts) -> _Fact:
 # --- words ----------------------------------------------------------------------------------------
 
 
-@lru_cache(maxsize=4096)
+@lru_cache(_KEPT)
 def interface(name: str) -> str:
     """An interface name in nft's quotes.
 
@@ -148,7 +149,7 @@ def interface(name: str) -> str:
     return f'"{name}"'
 
 
-@lru_cache(maxsize=4096)
+@lru_cache(_KEPT)
 def address(text: str, family: Family) -> str:
     """An address in canonical form."""
     try:
@@ -160,7 +161,7 @@ def address(text: str, family: Family) -> str:
     return str(parsed)
 
 
-@lru_cache(maxsize=1024)
+@lru_cache(_KEPT)
 def prefix(text: str, family: Family) -> str:
     """A prefix in canonical form; a single address loses its length, as nft prints it."""
     try:
