@@ -177,7 +177,7 @@ class Endpoints:
             asked = digest(wanted, families)
             if endpoint.bindings is not None:
                 if endpoint.request_digest == asked:
-                    self._reconciler.apply(plan_endpoint(network, endpoint))
+                    self._reconciler.publish(Plan(), plan_endpoint(network, endpoint))
                     return
                 endpoint = self._withdraw_ports(network, endpoint)
             bindings = self._bind(network, endpoint, wanted, [f for f in families if endpoint.ip(f)])

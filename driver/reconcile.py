@@ -211,12 +211,15 @@ class Reconciler:
                 self._firewall.change(add=add, remove=remove)
 
     def publish(self, before: Plan, after: Plan) -> None:
-        """Add the rules by which an endpoint publishes, and what its port needs for its own calls."""
+        """Add the rules by which an endpoint publishes, and what its port needs for its own calls.
+
+        A veth pair that somebody has deleted is not made: outside of its container it would be of no use.
+        """
         self.change_rules(add=after.rules - before.rules)
         if after.veths and self._kernel.bridge_netfilter():
             with self._kernel.session() as session:
-                for veth in after.veths.values():
-                    session.set_hairpin(veth.name)
+                for name in filter(self._kernel.exists, after.veths):
+                    session.set_hairpin(name)
 
     def tidy(self) -> None:
         """After the last network: take the firewall's frame and the hook away."""

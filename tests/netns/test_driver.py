@@ -340,6 +340,21 @@ def test_program_twice_is_once_and_another_list_replaces(host: Libnetwork) -> No
     assert host.driver.check() == []
 
 
+@pytest.mark.parametrize("again", [False, True], ids=["another-list", "the-same-list"])
+def test_a_container_whose_link_somebody_deleted_can_be_published_and_has_it_back(
+    host: Libnetwork, again: bool
+) -> None:
+    """A link made for the call alone would be in no container, and stand in the way of one that is."""
+    host.world.host.sysctl("bridge/bridge-nf-call-iptables", 1)
+    container = host.run("web", host.network("10.70.0.0/24"), port(80, 8080))
+    host.world.serve(container.inside, "tcp", 80)
+    delete(host, veth_names(container.endpoint)[0])
+    host.driver.endpoints.publish(container.net.id, container.endpoint, [port(80, 8080 if again else 8081)])
+    assert any("has its veth pair again" in line for line in host.driver.repair())
+    assert host.driver.check() == []
+    assert host.world.probe(host.world.lan, "tcp", World.HOST4, 8080 if again else 8081).startswith("web")
+
+
 def test_beside_another_ipv6_gateway_only_ipv4_is_published(host: Libnetwork) -> None:
     """Docker 29: two networks of one container, each the gateway of one family (protocol page 2.10)."""
     both, other = host.network("10.70.0.0/24", "fd70::/64"), host.network("10.71.0.0/24", "fd71::/64")
