@@ -8,7 +8,7 @@ import time
 from bench.docker import Docker, engines
 from bench.measure import Row, in_turn, paired
 from tests.engine.engine import IMAGE, Engine
-from tests.engine.machine import wait_until
+from tests.waiting import wait_until
 
 TRESTLE, LATE, BRIDGE = "trestle", "trestle, started by its socket", "bridge"
 COUNT, GOAL = 10, 1.2

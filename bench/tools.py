@@ -11,7 +11,8 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import NamedTuple, Protocol
 
-from tests.engine.machine import run, wait_until
+from tests.engine.machine import run
+from tests.waiting import wait_until
 
 SOURCE = Path(__file__).with_name("netbench.c")
 # Client and server each have a processor of their own where there are two: the scheduler is not what is measured.

@@ -9,7 +9,8 @@ import pytest
 
 from tests.engine.engine import IMAGE, ROOT
 from tests.engine.lab import Lab
-from tests.engine.machine import FAR4, HOST4, LAN4, wait_until
+from tests.engine.machine import FAR4, HOST4, LAN4
+from tests.waiting import wait_until
 
 from .test_pages import BLOCK
 

@@ -17,7 +17,9 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from .machine import Machine, NetworkNamespace, remove_control_groups, run, unseen, wait_until
+from tests.waiting import wait_until
+
+from .machine import Machine, NetworkNamespace, remove_control_groups, run, unseen
 
 ROOT = Path(__file__).parents[2]
 IMAGE = "box:local"

@@ -11,9 +11,10 @@ import time
 from typing import Any
 
 from tests.netns.probes import PATIENCE, Echo, family_of, probe
+from tests.waiting import wait_until
 
 from .engine import IMAGE, Engine
-from .machine import NetworkNamespace, wait_until
+from .machine import NetworkNamespace
 
 OWN = ("--ipam-driver", "trestle")
 DEFAULT: tuple[str, ...] = ()

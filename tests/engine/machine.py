@@ -17,10 +17,11 @@ import socket
 import subprocess
 import tempfile
 import threading
-import time
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, TypeVar
+
+from tests.waiting import wait_until
 
 T = TypeVar("T")
 CLONE_NEWNET = 0x40000000
@@ -58,22 +59,6 @@ _OWN_MOUNTS = tuple(map(Path, ("/tmp", "/run", "/var/run", "/var/lib/docker")))
 _PREFIX = "trestle-"
 CONTROL_GROUPS = Path("/sys/fs/cgroup")
 _ALL = ("-m", "-n", "-p", "-i", "-u")  # mount, network, process, IPC and host name
-
-
-def wait_until(what: str, probe: Callable[[], T], *, seconds: float = 10.0) -> T:
-    """The first true answer of a probe; AssertionError with the last answer when the time is up."""
-    deadline = time.monotonic() + seconds
-    while True:
-        last: object
-        try:
-            if answer := probe():
-                return answer
-            last = answer
-        except OSError as error:
-            last = error
-        if time.monotonic() > deadline:
-            raise AssertionError(f"not within {seconds:g} s: {what}; last answer: {last!r}")
-        time.sleep(0.02)
 
 
 class NetworkNamespace:

@@ -12,9 +12,11 @@ from collections.abc import Callable
 
 import pytest
 
+from tests.waiting import wait_until
+
 from .engine import IMAGE, Engine
 from .lab import DEFAULT, OWN, Lab
-from .machine import HOST4, wait_until
+from .machine import HOST4
 from .test_load import at_once
 
 FIRST_PORT = 9000

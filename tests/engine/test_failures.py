@@ -7,9 +7,11 @@ import re
 
 import pytest
 
+from tests.waiting import wait_until
+
 from .engine import IMAGE
 from .lab import DEFAULT, OWN, Lab
-from .machine import HOST4, LAN4, wait_until
+from .machine import HOST4, LAN4
 
 NETWORK, ENDPOINT = "a1" * 32, "e1" * 32
 

@@ -10,9 +10,11 @@ from pathlib import Path
 
 import pytest
 
+from tests.waiting import wait_until
+
 from . import engine
 from .engine import NEWEST, ROOT
-from .machine import CONTROL_GROUPS, remove_orphans, run, wait_until
+from .machine import CONTROL_GROUPS, remove_orphans, run
 
 BODY = """
 import os, time

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import pytest
 
+from tests.waiting import wait_until
+
 from .lab import Lab
-from .machine import HOST4, LAN4, wait_until
+from .machine import HOST4, LAN4
 
 pytestmark = pytest.mark.core
 

@@ -9,8 +9,10 @@ import threading
 
 import pytest
 
+from tests.waiting import wait_until
+
 from .lab import Heartbeat, Lab
-from .machine import HOST4, LAN4, wait_until
+from .machine import HOST4, LAN4
 
 
 def test_kill_9_of_the_daemon_cuts_no_traffic(lab: Lab) -> None:

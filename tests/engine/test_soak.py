@@ -14,9 +14,10 @@ from collections.abc import Callable
 
 import pytest
 
+from tests.waiting import wait_until
+
 from .engine import IMAGE
 from .lab import Lab
-from .machine import wait_until
 
 NETWORKS = ("n1", "n2", "n3")
 BOXES = tuple(f"box{n}" for n in range(8))

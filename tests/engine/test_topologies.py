@@ -17,10 +17,11 @@ from typing import NamedTuple
 import pytest
 
 from tests.netns.probes import BRIEF
+from tests.waiting import wait_until
 
 from .engine import IMAGE, NEWEST
 from .lab import Lab
-from .machine import HOST4, HOST4_SECOND, HOST6, LAN4, LAN6, NetworkNamespace, wait_until
+from .machine import HOST4, HOST4_SECOND, HOST6, LAN4, LAN6, NetworkNamespace
 
 FOLDER = Path(__file__).parent / "topologies"
 # Far fewer with the built-in: it runs a process for every port.

@@ -28,8 +28,8 @@ from tests.faults.conftest import Count
 from tests.faults.fork import DOCKER
 from tests.faults.host import Host
 from tests.netns.probes import PATIENCE
-from tests.netns.waiting import eventually
 from tests.netns.world import Namespace, World
+from tests.waiting import eventually
 
 SLOTS = (0, 1)
 LASTS = (2, 3)

@@ -10,21 +10,15 @@ import socket
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from tests.waiting import wait_until
+
 ROOT = Path(__file__).parents[2]
 PATIENCE = 30.0  # seconds until a test gives up on something that must happen
-
-
-def until(what: str, ready: Callable[[], bool], patience: float = PATIENCE) -> None:
-    """Wait for a condition; AssertionError names it when it does not come."""
-    deadline = time.monotonic() + patience
-    while not ready():
-        assert time.monotonic() < deadline, f"{what}: not within {patience} s"
-        time.sleep(0.01)
 
 
 @dataclass(frozen=True)
@@ -91,7 +85,7 @@ class Daemon:
     def wait(self) -> None:
         """Until the first answer."""
         assert self.process is not None
-        until("the daemon answers", self._answers)
+        wait_until("the daemon answers", self._answers, seconds=PATIENCE)
 
     def _answers(self) -> bool:
         assert self.process is not None and self.process.poll() is None, self.lines()

@@ -17,8 +17,8 @@ from driver.settings import Settings
 from tests.netns.libnetwork import Container, Libnetwork, port
 from tests.netns.probes import BRIEF
 from tests.netns.test_firewall_hook import Owner
-from tests.netns.waiting import eventually
 from tests.netns.world import World
+from tests.waiting import eventually
 
 MARK = 0x01000000
 

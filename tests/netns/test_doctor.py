@@ -20,8 +20,8 @@ from driver.settings import Settings
 from tests.netns.daemon import ROOT, Daemon, running
 from tests.netns.libnetwork import Libnetwork, new_id
 from tests.netns.test_server import endpoint_of, network_of
-from tests.netns.waiting import eventually
 from tests.netns.world import World
+from tests.waiting import eventually
 
 # What firewalld 1.3.3 writes of its zones, in short; tests/netns/test_firewalld.py runs the real one.
 FIREWALLD = """

@@ -19,8 +19,8 @@ from driver.plan import veth_names
 from driver.settings import Settings
 from tests.netns.libnetwork import UDP, Container, Libnetwork, Net, new_id, port
 from tests.netns.probes import BRIEF
-from tests.netns.waiting import eventually
 from tests.netns.world import World, link_index
+from tests.waiting import eventually
 
 
 @pytest.fixture

@@ -14,8 +14,8 @@ from tests.netns.frames import BROADCAST, advertisement, arp_reply, report, send
 from tests.netns.probes import BRIEF, PATIENCE
 from tests.netns.test_firewall_gate import Listener
 from tests.netns.town import Town, apply, gateway, ip
-from tests.netns.waiting import eventually
 from tests.netns.world import Namespace, link_index
+from tests.waiting import eventually
 
 both = pytest.mark.parametrize("family", [4, 6])
 guarded_or_not = pytest.mark.parametrize("guarded", [True, False], ids=["guarded", "open"])

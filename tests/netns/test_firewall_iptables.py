@@ -22,8 +22,8 @@ from driver.firewall.ruleset import NetworkRules
 from driver.model import Family
 from tests.netns.test_firewall_change import Knocker, everything
 from tests.netns.town import HOST, LAN, Town, apply, ip, network, published
-from tests.netns.waiting import eventually
 from tests.netns.world import World
+from tests.waiting import eventually
 
 both = pytest.mark.parametrize("family", [4, 6])
 ROOT = Path(__file__).parents[2]

@@ -15,8 +15,8 @@ from driver.settings import Settings
 from tests.engine.engine import ENGINES
 from tests.netns.libnetwork import Libnetwork, port
 from tests.netns.test_heal import Flow
-from tests.netns.waiting import eventually
 from tests.netns.world import World
+from tests.waiting import eventually
 
 pytestmark = pytest.mark.long
 

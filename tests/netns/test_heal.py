@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import socket
 import subprocess
-import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -18,6 +17,7 @@ from driver.settings import Settings
 from tests.engine.engine import ENGINES
 from tests.netns.libnetwork import Container, Libnetwork, Net, port
 from tests.netns.world import World
+from tests.waiting import wait_until
 
 SOON = 5.0  # seconds; what it takes is measured by the benchmarks, not asserted here
 PATIENCE = 20.0  # seconds: TCP doubles its waits while a link is away
@@ -154,10 +154,7 @@ echo ready; exec busybox sleep 2147483647
 
 
 def until(what: str, true: Callable[[], bool], patience: float = SOON) -> None:
-    deadline = time.monotonic() + patience
-    while not true():
-        assert time.monotonic() < deadline, f"{what}: not within {patience} s"
-        time.sleep(0.01)  # the pace of asking, not a wait for something to have happened
+    wait_until(what, true, seconds=patience)
 
 
 @pytest.mark.parametrize(

@@ -16,8 +16,8 @@ from driver.kernel import Session
 from driver.plan import veth_names
 from driver.settings import Settings
 from tests.netns.libnetwork import Libnetwork, port
-from tests.netns.waiting import eventually
 from tests.netns.world import World, link_index
+from tests.waiting import eventually
 
 
 @pytest.fixture

@@ -18,9 +18,10 @@ import pytest
 from plugin.app import MAX_BODY, PLUGIN_JSON
 from plugin.verbs import VERBS
 from tests import data
-from tests.netns.daemon import Daemon, exchange, parse, running, until
+from tests.netns.daemon import PATIENCE, Daemon, exchange, parse, running
 from tests.netns.libnetwork import new_id
 from tests.netns.world import World
+from tests.waiting import wait_until
 
 WITHOUT_ARGUMENT = {
     "Plugin.Activate": {"Implements": ["NetworkDriver", "IpamDriver"]},
@@ -339,7 +340,7 @@ def test_no_call_that_reached_the_socket_is_lost_when_it_stops(daemon: Daemon) -
     askers = [threading.Thread(target=ask) for _ in range(16)]
     for asker in askers:
         asker.start()
-    until("calls are answered", lambda: answered > 100)
+    wait_until("calls are answered", lambda: answered > 100, seconds=PATIENCE)
     daemon.stop()
     stopped.set()
     for asker in askers:
@@ -352,7 +353,7 @@ def test_a_worker_that_dies_is_replaced_and_nothing_is_forgotten(daemon: Daemon)
     daemon.ok("NetworkDriver.CreateNetwork", network_of(network))
     (worker,) = daemon.workers()
     os.kill(worker, signal.SIGKILL)
-    until("another worker", lambda: daemon.workers() not in ([], [worker]))
+    wait_until("another worker", lambda: daemon.workers() not in ([], [worker]), seconds=PATIENCE)
     assert [known["id"] for known in daemon.get("/trestle/v1/networks").json] == [network]
 
 
@@ -361,7 +362,9 @@ def test_a_daemon_that_was_killed_can_be_started_again_at_once(daemon: Daemon) -
     daemon.ok("NetworkDriver.CreateNetwork", network_of(network))
     daemon.stop(signal.SIGKILL)
     daemon.start()
-    until("the next daemon answers", lambda: daemon.lines()[-1].endswith(f"ready at {daemon.socket}"))
+    wait_until(
+        "the next daemon answers", lambda: daemon.lines()[-1].endswith(f"ready at {daemon.socket}"), seconds=PATIENCE
+    )
     assert [known["id"] for known in daemon.get("/trestle/v1/networks").json] == [network]
 
 

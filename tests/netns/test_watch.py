@@ -13,8 +13,8 @@ from driver.firewall.hook import Hook
 from driver.firewall.nftables import NftablesFirewall
 from driver.firewall.ruleset import PublishedPorts, Ruleset
 from driver.watch import LONGEST, Change, Watcher
-from tests.netns.waiting import PATIENCE
 from tests.netns.world import World
+from tests.waiting import PATIENCE
 
 SOON = 1.0  # seconds: rules that others removed are to be back within a second
 

@@ -9,8 +9,9 @@ from dataclasses import dataclass
 
 from tests.engine.engine import IMAGE
 from tests.engine.lab import Lab
-from tests.engine.machine import FAR4, HOST4, HOST6, NetworkNamespace, wait_until
+from tests.engine.machine import FAR4, HOST4, HOST6, NetworkNamespace
 from tests.netns.probes import Echo
+from tests.waiting import wait_until
 
 from . import prober
 from .table import (

@@ -14,7 +14,8 @@ from pathlib import Path
 
 from tests.engine.engine import ENGINES, ROOT, Daemon, Engine
 from tests.engine.lab import Lab
-from tests.engine.machine import Machine, remove_control_groups, run, wait_until
+from tests.engine.machine import Machine, remove_control_groups, run
+from tests.waiting import wait_until
 
 NAME = "trestle:latest"  # the tag is part of the driver's name (protocol page 1.6)
 REGISTRY = "127.0.0.1:5000"  # loopback counts as insecure, so no certificate is needed

@@ -8,7 +8,8 @@ import tempfile
 from pathlib import Path
 
 from tests.engine.engine import IMAGE, ROOT, image_tar
-from tests.engine.machine import Machine, NetworkNamespace, remove_control_groups, run, unseen, wait_until
+from tests.engine.machine import Machine, NetworkNamespace, remove_control_groups, run, unseen
+from tests.waiting import wait_until
 
 # Process 1, as in tests/engine/machine.py, with three differences: control groups of its own, seen as the whole tree;
 # devices of its own; and systemd. What would reach the kernel that all machines here share is masked.

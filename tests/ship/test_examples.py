@@ -9,7 +9,8 @@ from pathlib import Path
 import pytest
 
 from tests.engine.engine import IMAGE, ROOT, SUITES
-from tests.engine.machine import HOST4, HOST6, run, wait_until
+from tests.engine.machine import HOST4, HOST6, run
+from tests.waiting import wait_until
 
 from .managed import NAME, PluginLab
 

@@ -13,8 +13,9 @@ import pytest
 
 from tests.engine.engine import IMAGE, ROOT
 from tests.engine.lab import fetch
-from tests.engine.machine import HOST4, HOST6, run, wait_until
+from tests.engine.machine import HOST4, HOST6, run
 from tests.netns.probes import Echo
+from tests.waiting import wait_until
 
 from .systemd import SystemdMachine, next_version, package
 from .traffic import Stream

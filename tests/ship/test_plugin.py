@@ -10,7 +10,8 @@ from pathlib import Path
 import pytest
 
 from tests.engine.engine import ROOT
-from tests.engine.machine import HOST4, HOST6, wait_until
+from tests.engine.machine import HOST4, HOST6
+from tests.waiting import wait_until
 
 from .conftest import FIRST, SECOND
 from .managed import FILES, NAME, PluginLab, script, version

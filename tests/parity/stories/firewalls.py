@@ -12,7 +12,8 @@ from functools import partial
 from pathlib import Path
 
 from tests.engine.engine import ENGINES
-from tests.engine.machine import HOST4, HOST6, LAN4, LAN6, NetworkNamespace, run, wait_until
+from tests.engine.machine import HOST4, HOST6, LAN4, LAN6, NetworkNamespace, run
+from tests.waiting import wait_until
 
 from .stage import UNTIL_26, Observed, Stage, story
 

@@ -5,7 +5,8 @@ from __future__ import annotations
 import json
 
 from tests.engine.engine import IMAGE
-from tests.engine.machine import HOST4, wait_until
+from tests.engine.machine import HOST4
+from tests.waiting import wait_until
 
 from .stage import Observed, Stage, refused, story
 

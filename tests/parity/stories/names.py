@@ -7,7 +7,8 @@ import re
 import socket
 import struct
 
-from tests.engine.machine import NetworkNamespace, wait_until
+from tests.engine.machine import NetworkNamespace
+from tests.waiting import wait_until
 
 from .stage import UNTIL_26, Observed, Stage, story
 

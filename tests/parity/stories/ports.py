@@ -8,8 +8,9 @@ import socket
 from collections.abc import Iterator
 
 from tests.engine.engine import IMAGE
-from tests.engine.machine import HOST4, HOST4_SECOND, HOST6, LAN4, wait_until
+from tests.engine.machine import HOST4, HOST4_SECOND, HOST6, LAN4
 from tests.netns.probes import PATIENCE
+from tests.waiting import wait_until
 
 from .stage import Observed, Stage, refused, story, told
 
