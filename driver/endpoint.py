@@ -10,7 +10,7 @@ from __future__ import annotations
 import logging
 import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 import msgspec
 
@@ -22,12 +22,23 @@ from driver.kernel import Kernel
 from driver.liveness import Liveness, idle_line
 from driver.locks import Gate, KeyedLocks
 from driver.model import Endpoint, Family, GatewayMode, Network, PortBinding, PortRequest
-from driver.options import ENDPOINT_IFNAME, check_endpoint_options, interface_prefix
-from driver.plan import FAMILIES, Plan, endpoint_mac, gateway_of, plan_all, plan_endpoint, plan_network, veth_names
+from driver.options import check_endpoint_options
+from driver.plan import (
+    FAMILIES,
+    Plan,
+    container_prefix,
+    endpoint_mac,
+    gateway_of,
+    plan_all,
+    plan_endpoint,
+    plan_network,
+    veth_names,
+)
 from driver.portmap import digest, opened_ports
 from driver.ports import HostPorts
 from driver.reconcile import Reconciler
-from driver.sandbox import Sandbox, is_sandbox
+from driver.relink import relink
+from driver.sandbox import is_sandbox
 from driver.store import Store
 from driver.undo import or_undo
 
@@ -130,7 +141,7 @@ class Endpoints:
             or_undo(lambda: self._connect(network, joined), lambda: self._disconnect(network, endpoint, joined))
         return Join(
             interface=veth_names(endpoint_id)[1],
-            prefix=_prefix(network, endpoint),
+            prefix=container_prefix(network, endpoint),
             gateway=gateway_of(network, endpoint.ip(4)),
             gateway6=gateway_of(network, endpoint.ip(6)),
         )
@@ -281,19 +292,8 @@ class Endpoints:
         return [f"{_who(endpoint)} is dead and forgotten: its container is gone" for endpoint in dead]
 
     def _restore_link(self, endpoint: Endpoint) -> list[str]:
-        network = self._network(endpoint.network_id)
-        addresses = [address for address in (endpoint.address4, endpoint.address6) if address]
-        gateways = [g for g in (gateway_of(network, endpoint.ip(family)) for family in FAMILIES) if g]
         try:
-            with Sandbox(endpoint.sandbox or "") as sandbox:
-                # Made where it belongs: a move from one namespace to another takes the kernel many times as long.
-                name = sandbox.free_name(_prefix(network, endpoint))
-                veths = plan_endpoint(network, endpoint).veths.items()
-                inside = {host: replace(veth, peer=name, namespace=sandbox.fd) for host, veth in veths}
-                self._reconciler.apply(Plan(veths=inside))
-                # Only the container's gateway endpoint was told to publish (protocol page 2.10).
-                routes = gateways if endpoint.bindings is not None else []
-                sandbox.configure(name, addresses, routes)
+            relink(self._reconciler, self._network(endpoint.network_id), endpoint)
         except FileNotFoundError:
             return self._forget([endpoint])
         except KernelError as error:
@@ -396,12 +396,6 @@ class Endpoints:
 
 def _who(endpoint: Endpoint) -> str:
     return f"endpoint {endpoint.id[:12]} ({endpoint.ip(4) or endpoint.ip(6) or endpoint.mac})"
-
-
-def _prefix(network: Network, endpoint: Endpoint) -> str:
-    """The beginning of the interface's name in the container: the user's for this endpoint, or the network's."""
-    name = endpoint.options.get(ENDPOINT_IFNAME)
-    return interface_prefix(name) if name else network.options.container_iface_prefix
 
 
 def _silent(endpoint: Endpoint) -> Endpoint:

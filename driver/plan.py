@@ -14,6 +14,7 @@ from dataclasses import dataclass, field
 
 from driver.firewall.ruleset import EndpointRules, NetworkRules, OpenPorts, PublishedPorts, Ruleset
 from driver.model import Endpoint, Family, GatewayMode, Network, PortBinding, Subnet
+from driver.options import ENDPOINT_IFNAME, interface_prefix
 
 FAMILIES: tuple[Family, ...] = (4, 6)
 # Aux address names that replace the bridge's own address as the containers' gateway (protocol page 9.1).
@@ -106,6 +107,12 @@ def gateway_of(network: Network, address: str | None) -> str | None:
         return None
     aux = subnet.aux.get(DEFAULT_GATEWAY[subnet.family])
     return aux or (subnet.gateway.partition("/")[0] if subnet.gateway else None)
+
+
+def container_prefix(network: Network, endpoint: Endpoint) -> str:
+    """The beginning of the interface's name in the container: the user's for this endpoint, or the network's."""
+    name = endpoint.options.get(ENDPOINT_IFNAME)
+    return interface_prefix(name) if name else network.options.container_iface_prefix
 
 
 def plan_network(network: Network) -> Plan:
