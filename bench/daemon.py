@@ -3,16 +3,20 @@
 from __future__ import annotations
 
 import os
+import socket
 import subprocess
 import sys
 import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
+from functools import partial
+from pathlib import Path
 
 from pyroute2 import IPRoute
 
 from bench.bodies import Call, Endpoint, Net, port, release_address, request_address, request_pool
+from bench.floor import OTHER_GROUP
 from bench.measure import Row, Sample, Series, in_turn, paired, progress
 from bench.place import Place, place
 from driver.observed import LINK_GROUP
@@ -25,6 +29,7 @@ DEPENDENCIES = (
     "gunicorn.workers.gthread, msgspec, prometheus_client, pyroute2; ctypes.CDLL('libnftables.so.1')"
 )
 INTACT, WIPED, BOOTED = "kernel intact", "links and rules wiped", "after a boot"
+BARE = "the bridges of it alone"
 FIRST_ANSWER, RESTORE, PSS, FLAT = 2.0, 3.0, 60.0, 1.1
 ACTIVATE = Call("Plugin.Activate", {})
 
@@ -85,6 +90,7 @@ def restore(sizes: tuple[int, ...], rounds: int) -> list[Row]:
             samples[WIPED] = Sample((_after_wipe(at),))
             sandboxes.end()
             samples[BOOTED] = Sample((_after_wipe(at),))
+            samples[BARE] = Sample((at.world.host.netlink(partial(_bridges, networks)),))
         rows.append(_restored(networks, samples, largest=networks == max(sizes)))
         rows.append(_grown(networks, at.lives))
     return rows
@@ -110,7 +116,7 @@ def _restored(networks: int, samples: dict[str, Sample], *, largest: bool) -> Ro
         "from the start of `trestle serve` to its first answer; each network has 2 joined containers with one "
         "published port each, in network namespaces. Intact: a restart. Wiped: every bridge, veth pair and table of "
         "ours was deleted before, and the containers live and have their interfaces back. Boot: deleted too, and no "
-        "container lives; the goal is for this and for a restart"
+        "container lives; the goal is for this and for a restart. The bridges of it alone: by pyroute2, no more"
     )
     return Row(
         "daemon", f"start with {networks} networks and {endpoints} endpoints", "ms", samples, how, goal=goal,
@@ -141,6 +147,21 @@ def _after_wipe(at: Place) -> float:
     at.world.host.call(subprocess.run, ["ip", "link", "del", "group", str(LINK_GROUP)], check=True)
     at.world.host.call(subprocess.run, ["nft", "flush", "ruleset"], check=True)
     return _start(at)
+
+
+def _bridges(count: int, ip: IPRoute) -> float:
+    """What so many bridges cost with an address and the sysctls of ours, by pyroute2 and one after another."""
+    wanted = [(f"bare{n}", f"10.{64 + n // 256}.{n % 256}.1") for n in range(count)]
+    began = time.perf_counter()
+    for name, address in wanted:
+        ip.link("add", ifname=name, kind="bridge", group=OTHER_GROUP, mtu=1500, state="up")
+        ip.addr("add", index=socket.if_nametoindex(name), address=address, prefixlen=24)
+        for path in (f"ipv4/conf/{name}/route_localnet", f"ipv6/conf/{name}/disable_ipv6"):
+            Path("/proc/sys/net", path).write_text("1")
+    took = (time.perf_counter() - began) * 1000
+    for name, _ in wanted:
+        ip.link("del", ifname=name)
+    return took
 
 
 class Sandboxes:
