@@ -160,7 +160,7 @@ def test_an_address_can_be_checked_for_duplicates(town: Town, firewall: Firewall
 
     tentative, failed = 0x40, 0x08
     town.a2.netlink(lambda n: n.addr("del", index=link_index(n, "eth0"), address=ip("a2", 6), prefixlen=64))
-    town.a2.address("eth0", f"{ip('a2', 6)}/64")
+    town.a2.address("eth0", f"{ip('a2', 6)}/64", detect=True)
     eventually(lambda: (flags(ip("a2", 6)) or 0) & (tentative | failed) != tentative)  # one that has failed stays both
     assert not (flags(ip("a2", 6)) or 0) & failed
     assert town.ask(town.host, ip("a2", 6), 80).startswith("a2")

@@ -24,6 +24,7 @@ from typing import Any, ParamSpec, Self, TypeVar
 
 from pyroute2 import IPRoute
 
+from driver.kernel import IFA_F_NODAD
 from tests.netns.probes import PATIENCE, Echo, probe
 
 P = ParamSpec("P")
@@ -120,12 +121,17 @@ class Namespace:
         """Set an interface up."""
         self.netlink(lambda ip: ip.link("set", index=link_index(ip, interface), state="up"))
 
-    def address(self, interface: str, *addresses: str) -> None:
-        """Add addresses with prefix length."""
+    def address(self, interface: str, *addresses: str, detect: bool = False) -> None:
+        """Add addresses with prefix length, without detection of duplicates unless that is asked for.
+
+        Without the flag an address is tentative for a moment even where detection is off, and its owner
+        speaks from a link-local one meanwhile.
+        """
 
         def add(ip: Any) -> None:
             for address in addresses:
-                ip.addr("add", index=link_index(ip, interface), address=address)
+                flags = {"flags": IFA_F_NODAD} if ":" in address and not detect else {}
+                ip.addr("add", index=link_index(ip, interface), address=address, **flags)
 
         self.netlink(add)
 
