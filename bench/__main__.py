@@ -11,6 +11,7 @@ import resource
 import subprocess
 import sys
 import time
+import traceback
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -107,9 +108,14 @@ def main() -> int:
     resource.setrlimit(resource.RLIMIT_NOFILE, (max(soft, hard), hard))  # 10 000 published ports are as many files
     mode = "full" if chosen.full else "quick"
     facts, rows, began = about(mode, chosen.engine), [], time.monotonic()
+    failed = []
     for name in names:
         part = PARTS[name]
-        rows += (part.full if chosen.full else part.quick)(chosen.engine)
+        try:
+            rows += (part.full if chosen.full else part.quick)(chosen.engine)
+        except Exception:  # an hour's other groups are worth keeping
+            failed.append(name)
+            traceback.print_exc()
     facts["took"] = f"{(time.monotonic() - began) / 60:.1f} minutes"
     report.write(chosen.out, facts, rows)
     progress("")
@@ -118,7 +124,9 @@ def main() -> int:
     with contextlib.suppress(ValueError):
         chosen.out = chosen.out.relative_to(Path.cwd())
     print(f"bench: {len(rows)} rows, {reached} of {len(judged)} goals reached; see {chosen.out}/README.md")
-    return 0
+    if failed:
+        print(f"bench: {', '.join(failed)} broke off and is not in it; the reason stands above", file=sys.stderr)
+    return bool(failed)
 
 
 if __name__ == "__main__":

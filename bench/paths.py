@@ -151,7 +151,7 @@ def _row(name: str, metric: Metric, ways: Mapping[str, Way], rounds: int) -> Row
 _SAID = {
     "throughput": "as many bytes as go through one tcp connection",
     "round trip": "median of question and answer of one byte on one tcp connection",
-    "new connections": "tcp connections opened and closed one after another",
+    "new connections": "tcp connections opened and closed one after another; one in a thousand may fail",
 }
 
 
