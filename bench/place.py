@@ -57,7 +57,7 @@ class Place:
         return min(self._descriptors() for _ in range(LOOKS))
 
     def _descriptors(self) -> int:
-        time.sleep(0.01)  # between two looks
+        time.sleep(0.01)  # so that work in the background is done with its files in one of the looks
         return sum(len(list(Path(f"/proc/{pid}/fd").iterdir())) for pid in self.pids())
 
     def cpu(self) -> float:

@@ -165,7 +165,7 @@ class Session:
         ip, _, length = address.partition("/")
         self._change(
             f"give {name} the address {address}", "addr", "add", (errno.EEXIST,),
-            index=self._index(name), address=ip, prefixlen=int(length), **_nodad(ip),
+            index=self._index(name), address=ip, prefixlen=int(length), **nodad(ip),
         )  # fmt: skip
 
     def renew_address(self, name: str, address: str) -> None:
@@ -260,5 +260,6 @@ def _bridge_netfilter(proc: Path) -> bool:
     return "1" in (_sysctl(proc / f"bridge/bridge-nf-call-{tool}") for tool in ("iptables", "ip6tables"))
 
 
-def _nodad(ip: str) -> dict[str, int]:
+def nodad(ip: str) -> dict[str, int]:
+    """What to add to an address that needs no detection of duplicates, since nothing else may have it: IPv6's flag."""
     return {"flags": IFA_F_NODAD} if ":" in ip else {}

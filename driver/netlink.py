@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import struct
+import sys
 from collections.abc import Iterator
 from typing import NamedTuple
 
@@ -44,6 +45,11 @@ def attributes(data: bytes) -> Iterator[tuple[int, bytes]]:
             return
         yield kind & _TYPE, data[4:length]
         data = data[(length + 3) & ~3 :]
+
+
+def number(data: bytes) -> int:
+    """An unsigned number in the machine's byte order, of any length; 0 where there is none."""
+    return int.from_bytes(data, sys.byteorder)
 
 
 def text(data: bytes) -> str:

@@ -5,11 +5,10 @@ from __future__ import annotations
 import errno
 import socket
 import struct
-import sys
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 
-from driver.netlink import Message, attribute, attributes, text
+from driver.netlink import Message, attribute, attributes, number, text
 from driver.rtnetlink import ADDRESS, LINK, Rtnetlink
 
 # Every link that we make is in this group ("tr"): `ip link show group 29810` lists them, and a
@@ -87,7 +86,7 @@ def addresses(asked: Rtnetlink, index: int = 0) -> dict[int, set[str]]:
     found: dict[int, set[str]] = {}
     try:
         for message in asked.dump(ADDRESS, struct.pack("=BBBBI", socket.AF_UNSPEC, 0, 0, 0, index)):
-            found.setdefault(int.from_bytes(message.body[4:8], sys.byteorder), set()).add(_address(message))
+            found.setdefault(_index(message), set()).add(_address(message))
     except OSError as error:
         if not index or error.errno != errno.ENODEV:  # the link is gone by now
             raise
@@ -109,27 +108,28 @@ def foreign_bridges(links: Iterable[Link]) -> frozenset[str]:
     return frozenset(link.name for link in links if link.kind == "bridge" and not link.ours)
 
 
-def _index(link: Message) -> int:
-    return int.from_bytes(link.body[4:8], sys.byteorder)
+def _index(message: Message) -> int:
+    """Of a link, or of the link that an address is on: struct ifinfomsg and struct ifaddrmsg have it in one place."""
+    return number(message.body[4:8])
 
 
 def _link(message: Message, names: dict[int, str]) -> Link:
-    flags = int.from_bytes(message.body[8:12], sys.byteorder)
+    flags = number(message.body[8:12])
     found = dict(attributes(message.body[16:]))
     info = dict(attributes(found.get(_INFO, b"")))
     port = dict(attributes(info.get(_PORT, b""))) if text(info.get(_PORT_KIND, b"")) == "bridge" else {}
-    master = _number(found.get(_MASTER, b""))
+    master = number(found.get(_MASTER, b""))
     return Link(
         name=text(found[_NAME]),
         kind=text(info.get(_KIND, b"")),
-        group=_number(found.get(_GROUP, b"")),
-        mtu=_number(found.get(_MTU, b"")),
+        group=number(found.get(_GROUP, b"")),
+        mtu=number(found.get(_MTU, b"")),
         mac=found.get(_MAC, b"").hex(":"),
         up=bool(flags & _UP),
         carrier=bool(flags & _LOWER_UP),
         master=(names.get(master) or _name(master)) if master else None,
-        isolated=bool(_number(port.get(_ISOLATED, b""))),
-        hairpin=bool(_number(port.get(_HAIRPIN, b""))),
+        isolated=bool(number(port.get(_ISOLATED, b""))),
+        hairpin=bool(number(port.get(_HAIRPIN, b""))),
     )
 
 
@@ -144,7 +144,3 @@ def _address(message: Message) -> str:
     # A point-to-point address keeps its own end in IFA_LOCAL.
     found = dict(attributes(message.body[8:]))
     return f"{socket.inet_ntop(message.body[0], found.get(_IFA_LOCAL) or found[_IFA_ADDRESS])}/{message.body[1]}"
-
-
-def _number(data: bytes) -> int:
-    return int.from_bytes(data, sys.byteorder)

@@ -4,12 +4,11 @@ from __future__ import annotations
 
 import socket
 import struct
-import sys
 from collections.abc import Callable, Iterator
 from contextlib import suppress
 
 from driver.errors import KernelError
-from driver.netlink import Message, attribute, attributes
+from driver.netlink import Message, attribute, attributes, number
 from driver.rtnetlink import ROUTE, Rtnetlink
 
 # rtm_type of rtnetlink(7): routes that lead nowhere on purpose hide nothing that could be reached.
@@ -48,7 +47,7 @@ def _routes(wanted: Callable[[int], bool]) -> list[tuple[str, int]]:
     try:
         with Rtnetlink() as asked:
             return [
-                (_prefix(route, found), int.from_bytes(found.get(_OUTPUT, b""), sys.byteorder))
+                (_prefix(route, found), number(found.get(_OUTPUT, b"")))
                 for family in _FAMILIES
                 for route in asked.dump(ROUTE, _filter(family))
                 if route.body[_LENGTH] > _LONGEST_DEFAULT and wanted(route.body[_KIND])
@@ -67,7 +66,7 @@ def connected_routes(asked: Rtnetlink, index: int = 0) -> Iterator[tuple[int, st
     for family in _FAMILIES:
         for route in asked.dump(ROUTE, _filter(family, _MAIN, _KERNEL, _UNICAST) + of):
             found = dict(attributes(route.body[12:]))
-            yield int.from_bytes(found.get(_OUTPUT, b""), sys.byteorder), _prefix(route, found)
+            yield number(found.get(_OUTPUT, b"")), _prefix(route, found)
 
 
 def default_interfaces(asked: Rtnetlink) -> Iterator[int]:
@@ -75,7 +74,7 @@ def default_interfaces(asked: Rtnetlink) -> Iterator[int]:
     for family in _FAMILIES:
         for route in asked.dump(ROUTE, _filter(family, _MAIN, kind=_UNICAST)):
             if not route.body[_LENGTH] and (index := dict(attributes(route.body[12:])).get(_OUTPUT)):
-                yield int.from_bytes(index, sys.byteorder)
+                yield number(index)
 
 
 def _filter(family: int, table: int = 0, protocol: int = 0, kind: int = 0) -> bytes:

@@ -22,7 +22,7 @@ from pyroute2 import IPRoute
 from pyroute2.netlink.exceptions import NetlinkError
 
 from driver.errors import KernelError
-from driver.kernel import IFA_F_NODAD
+from driver.kernel import nodad
 from driver.observed import Link, all_links
 from driver.rtnetlink import Rtnetlink
 
@@ -107,8 +107,7 @@ def _configure(name: str, addresses: Sequence[str], gateways: Sequence[str]) -> 
     with IPRoute() as ip:
         for address in addresses:
             plain, _, length = address.partition("/")
-            flags = {"flags": IFA_F_NODAD} if ":" in plain else {}
-            ip.addr("add", index=index, address=plain, prefixlen=int(length), **flags)
+            ip.addr("add", index=index, address=plain, prefixlen=int(length), **nodad(plain))
         ip.link("set", index=index, state="up")
         for gateway in gateways:
             _default_route(ip, index, gateway)

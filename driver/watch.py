@@ -12,7 +12,6 @@ import os
 import secrets
 import selectors
 import socket
-import sys
 import threading
 import time
 from collections.abc import Callable
@@ -24,7 +23,7 @@ from typing import Self
 from driver.errors import KernelError
 from driver.firewall.placement import CHAINS
 from driver.firewall.skeleton import NAME
-from driver.netlink import NETFILTER, Message, attributes, messages, text
+from driver.netlink import NETFILTER, Message, attributes, messages, number, text
 
 log = logging.getLogger(__name__)
 
@@ -231,4 +230,4 @@ def _note_route(message: Message, change: Change) -> None:
 def _note_index(index: bytes, change: Change) -> None:
     """An interface that is gone by now tells so itself."""
     with contextlib.suppress(OSError):
-        change.links.add(socket.if_indextoname(int.from_bytes(index, sys.byteorder)))
+        change.links.add(socket.if_indextoname(number(index)))

@@ -8,7 +8,7 @@ from typing import TypeVar
 
 T = TypeVar("T")
 PATIENCE = 15.0
-_STEP = 0.01  # the pace of asking, not a wait for something to have happened
+_STEP = 0.01  # seconds
 
 
 def wait_until(what: str, probe: Callable[[], T], *, seconds: float = 10.0) -> T:
@@ -24,7 +24,7 @@ def wait_until(what: str, probe: Callable[[], T], *, seconds: float = 10.0) -> T
             last = error
         if time.monotonic() > deadline:
             raise AssertionError(f"not within {seconds:g} s: {what}; last answer: {last!r}")
-        time.sleep(_STEP)
+        time.sleep(_STEP)  # the pace of asking, not a wait for something to have happened
 
 
 def eventually(condition: Callable[[], object], patience: float = PATIENCE) -> None:

@@ -347,7 +347,7 @@ def test_processes_end_with_the_backend_and_with_the_daemon(plain: Town, tmp_pat
         firewall.replace(plain.rules())
         mine = pids()
     assert not any(Path(f"/proc/{pid}").exists() for pid in mine)
-    code = (
+    code = (  # it sleeps until it is killed
         "import sys, time, subprocess\n"
         "from driver.firewall.iptables import IptablesFirewall, Ruleset\n"
         "firewall = IptablesFirewall(); firewall.drift(Ruleset())\n"

@@ -24,7 +24,7 @@ from typing import Any, ParamSpec, Self, TypeVar
 
 from pyroute2 import IPRoute
 
-from driver.kernel import IFA_F_NODAD
+from driver.kernel import nodad
 from tests.netns.probes import PATIENCE, Echo, probe
 
 P = ParamSpec("P")
@@ -130,7 +130,7 @@ class Namespace:
 
         def add(ip: Any) -> None:
             for address in addresses:
-                flags = {"flags": IFA_F_NODAD} if ":" in address and not detect else {}
+                flags = {} if detect else nodad(address)
                 ip.addr("add", index=link_index(ip, interface), address=address, **flags)
 
         self.netlink(add)

@@ -92,7 +92,7 @@ class Stream:
         goal, deadline = self.sent + number, time.monotonic() + 30
         while self.sent < goal:
             assert time.monotonic() < deadline, f"the client does not run: {self.faults[-3:]}"
-            time.sleep(INTERVAL)
+            time.sleep(INTERVAL)  # the pace of asking: one more is sent in each
 
     def verdict(self) -> str:
         """Empty when every question was answered; ask after the end."""
