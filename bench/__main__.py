@@ -59,14 +59,14 @@ PARTS = {
             boot.booted(suite, 1)
             + daemon.first_answer(7)
             + daemon.restore((10, 40), 3)
-            + heal.healed(1)
+            + heal.healed(3)
             + daemon.occupied(2000)
         ),
         lambda suite: (
             boot.booted(suite, 5)
             + daemon.first_answer(15)
             + daemon.restore((50, 150, 500), 3)
-            + heal.healed(5)
+            + heal.healed(20)
             + daemon.occupied(100_000)
         ),
     ),

@@ -95,6 +95,25 @@ def _of(netlink: _Netlink, family: Family, wanted: set[bytes]) -> set[_Entry]:
     }
 
 
+def flush_direct(addresses: Iterable[str]) -> int:
+    """Forget every connection that was made to one of these containers' own addresses; returns how many there were.
+
+    One to a published port was made to an address of the host, and stays. Of the others, whatever the rules allow
+    goes on: its next packet makes the entry anew.
+    """
+    wanted = {socket.inet_pton(_AF[family_of(address)], address) for address in addresses}
+    if not wanted or not _count():
+        return 0
+    with _Netlink() as netlink:
+        return sum(
+            netlink.delete(
+                family,
+                {e for e in netlink.dump(family, b"") if _field(e.original, _TUPLE_IP, _DESTINATION[family]) in wanted},
+            )
+            for family in _AF
+        )
+
+
 def flush_ports(bindings: Iterable[PortBinding]) -> int:
     """Forget every UDP and SCTP connection to these published ports; returns how many there were.
 

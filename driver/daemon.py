@@ -5,15 +5,16 @@ This is where the parts are put together; it decides nothing that they do not.
 
 from __future__ import annotations
 
+import logging
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
-from driver import boot, routes
+from driver import boot, conntrack, routes
 from driver.census import GRACE, Census, Roll
 from driver.doctor import Finding, examine
 from driver.endpoint import Endpoints
-from driver.errors import KernelError
+from driver.errors import KernelError, TrestleError
 from driver.firewall import backends
 from driver.firewall.hook import Hook
 from driver.firewalld import Firewalld
@@ -27,13 +28,24 @@ from driver.liveness import idle_line
 from driver.locks import Gate
 from driver.model import Endpoint
 from driver.network import Networks, unfinished_line
-from driver.plan import Plan, endpoint_start, plan_all, plan_endpoint, plan_network, veth_names
+from driver.plan import (
+    FAMILIES,
+    Plan,
+    bridge_name,
+    endpoint_start,
+    plan_all,
+    plan_endpoint,
+    plan_network,
+    veth_names,
+)
 from driver.ports import HostPorts
 from driver.reconcile import Reconciler
 from driver.settings import Settings
 from driver.store import Store
 from driver.traffic import Traffic, traffic
 from driver.watch import Change, Watcher
+
+log = logging.getLogger(__name__)
 
 POLL = 1.0  # seconds: legacy xtables and br_netfilter tell nobody of a change
 
@@ -101,7 +113,7 @@ class Driver:
 
         To be called before ``start``, so that nothing falls between the two.
         """
-        self._watcher = Watcher(self.healer.tell, poll=POLL)
+        self._watcher = Watcher(self._changed, poll=POLL)
         self.healer.tell(Change(zones=True))
 
     def ask_docker(self, ask: Callable[[], Roll | None], grace: float = GRACE) -> None:
@@ -217,6 +229,15 @@ class Driver:
             lines += late + self._reconciler.converge(self._plan())
         return lines + self.ipam.collect()
 
+    def _changed(self, change: Change) -> None:
+        """On the watcher's thread: shut what may be open, and have it mended."""
+        if change.firewall:
+            try:
+                self.firewall.shut(name for id_, name in self.store.bridges().items() if name != bridge_name(id_))
+            except TrestleError as error:
+                log.error("our bridges could not be closed until the rules are mended: %s", error)
+        self.healer.tell(change)
+
     def _heal(self, change: Change) -> list[str]:
         """Mend what a change by somebody else has touched; one line for each thing mended."""
         return self._heal_kernel(change) + self._heal_zones(change)
@@ -233,7 +254,10 @@ class Driver:
     def _heal_kernel(self, change: Change) -> list[str]:
         if change.lost or change.firewall:
             with self._gate.exclusive():
-                return self._mend("drift")
+                lines = self._mend("drift")
+            # What got in before the rules were back would be an established connection from now on.
+            conntrack.flush_direct(ip for end in self.store.endpoints() for ip in map(end.ip, FAMILIES) if ip)
+            return lines
         with self._gate.shared():  # a pass over everything, a start above all, makes links that need no look meanwhile
             concerned = self._concerns(change.links)
         if concerned:

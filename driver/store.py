@@ -135,6 +135,11 @@ class Store:
         with self.reading() as db:
             return [self._decode(_networks, row[0]) for row in db.execute("SELECT body FROM networks ORDER BY id")]
 
+    def bridges(self) -> dict[str, str]:
+        """The bridge device of each network, by network id; cheaper than ``networks``."""
+        with self.reading() as db:
+            return dict(db.execute("SELECT id, bridge FROM networks").fetchall())
+
     def network_on(self, bridge: str) -> Network | None:
         """The network of a bridge device, or None."""
         with self.reading() as db:

@@ -1,7 +1,8 @@
 """Notices when somebody else changes the host's network: firewall, links, addresses, routes.
 
 The kernel tells its listeners of every change, and for nftables also which program made it, so
-nothing is polled but legacy xtables, which says nothing. A burst is told as one ``Change``.
+nothing is polled but legacy xtables, which says nothing. A burst is told as one ``Change``, at its end;
+one that touches our own rules is told at once.
 """
 
 from __future__ import annotations
@@ -38,6 +39,7 @@ _TABLE, _CHAIN, _RULE = range(0, 3), range(3, 6), range(6, 9)  # NFT_MSG_NEW*, G
 _NEW_GENERATION = 15
 _NFT_SUBSYSTEM = 10
 _OWNER_FAMILIES = (2, 10)  # ip, ip6: where iptables-nft has its filter table
+_OURS = NAME.encode() + b"\0"
 _TABLE_NAME, _OF_RULE, _OF_CHAIN = 1, 2, 3  # NFTA_*_TABLE, NFTA_RULE_CHAIN, NFTA_CHAIN_NAME
 _MAKER_PID, _MAKER_NAME = 2, 3  # NFTA_GEN_PROC_PID, NFTA_GEN_PROC_NAME
 
@@ -158,7 +160,8 @@ class Watcher:
                     return False
                 self._read(key.fd, change)
             left = min(QUIET, deadline - time.monotonic())
-            ready = self._selector.select(left) if left > 0 and change else []
+            # Our own rules are the one thing that cannot wait until a burst is over.
+            ready = self._selector.select(left) if left > 0 and change and not change.firewall else []
         if self._poll and time.monotonic() >= self._look_at:
             change.hook = True
             self._look_at = time.monotonic() + self._poll
@@ -194,6 +197,8 @@ class _Generation:
 
     def add(self, kind: int, message: Message) -> None:
         """One object of it."""
+        if self.firewall and _OURS in message.body:
+            return  # a table that goes is told in a hundred parts, and whoever shuts our bridges waits for the end
         found = dict(attributes(message.body[4:]))
         table = text(found.get(_TABLE_NAME, b""))
         if table == NAME:

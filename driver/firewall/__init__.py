@@ -6,6 +6,7 @@ kernel has when it needs to know.
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from typing import Protocol
 
 from driver.errors import TableMissing
@@ -34,6 +35,12 @@ class Firewall(Protocol):
     def drift(self, want: Ruleset) -> list[str]:
         """One line for each difference between ``want`` and the kernel; changes nothing."""
 
+    def shut(self, bridges: Iterable[str] = ()) -> None:
+        """Let nothing pass our bridges until the next ``replace``: for when somebody has just changed our rules.
+
+        ``bridges`` are those of ours that we did not make. A backend that learns of such a change late does nothing.
+        """
+
     def leftovers(self) -> list[str]:
         """One line for each part of ours that is there, for when no network needs any; changes nothing."""
 
@@ -44,7 +51,7 @@ class Firewall(Protocol):
         """What this backend cannot do as well as the best one, one line each."""
 
     def disturbed(self) -> bool:
-        """Whether somebody may have changed our rules in a way that no event tells; a quick look."""
+        """Whether our rules need a look although no event says so; a quick one itself."""
 
     def close(self) -> None:
         """Let go of what speaks to the kernel; the rules stay."""

@@ -9,7 +9,7 @@ refuses. Nothing is remembered between calls; the kernel is read when it matters
 from __future__ import annotations
 
 import threading
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -74,6 +74,9 @@ class IptablesFirewall:
     def drift(self, want: Ruleset) -> list[str]:
         """One line for each difference between ``want`` and the kernel; changes nothing."""
         return self._lines("drift", want)
+
+    def shut(self, bridges: Iterable[str] = ()) -> None:
+        """Nothing: xtables tells nobody of a change, so by the time it is noticed it can as well be mended."""
 
     def leftovers(self) -> list[str]:
         """One line for each table in which chains of ours are; changes nothing."""

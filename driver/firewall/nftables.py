@@ -16,11 +16,15 @@ from driver.firewall.elements import Elements
 from driver.firewall.libnftables import Nft, NftError
 from driver.firewall.ruleset import EMPTY, Ruleset
 from driver.firewall.skeleton import NAME, Table
+from driver.observed import LINK_GROUP
 
 # Made, listed and deleted again. It lets every packet go by the first rule of each hook; dormant it must not be, since
 # libnftables 1.0.6 uses what it has freed when it prints a table's flags as JSON.
 _REFERENCE = f"{NAME}-reference"
 _INERT = "return"
+# Stands while our rules may not be what they should be; a table of its own, so that whatever happens to the other, this
+# one is made in the same way, and goes in the very transaction that puts the other right.
+_CLOSED = f"{NAME}-closed"
 _MANY = 5  # differences of one set that are named one by one
 
 _Frame = dict[str, Any]
@@ -51,6 +55,7 @@ class NftablesFirewall:
         self._tables = [skeleton.routed(mark), skeleton.bridged()]
         self._home = {name: table for table in self._tables for name in table.sets}
         self._references: dict[str, _Frame] = {}
+        self._shut = False
 
     # --- changes ----------------------------------------------------------------------------------
 
@@ -115,54 +120,85 @@ class NftablesFirewall:
             wanted = elements.render(want)
             lines: list[str] = []
             text: list[str] = []
+            there = self._there()
             for table in self._tables:
-                found = self._read_table(table)
+                found = self._read_table(table, there)
                 differences = self._differences(table, wanted, found)
                 if differences:
                     lines += differences
                     text += self._mend(table, wanted, found)
+            if ("inet", _CLOSED) in there:
+                text.append(f"delete table inet {_CLOSED}")
             if text:
                 self._nft.run("\n".join(text))
+            self._shut = False
             return lines
 
     def drift(self, want: Ruleset) -> list[str]:
         """One line for each difference between ``want`` and the kernel; changes nothing of ours."""
         with self._lock:
-            wanted = elements.render(want)
-            return [
-                line for table in self._tables for line in self._differences(table, wanted, self._read_table(table))
+            wanted, there = elements.render(want), self._there()
+            lines = [
+                line
+                for table in self._tables
+                for line in self._differences(table, wanted, self._read_table(table, there))
             ]
+            shut = [f"firewall table inet {_CLOSED} stands, so that nothing passes our bridges"]
+            return lines + (shut if ("inet", _CLOSED) in there else [])
+
+    def shut(self, bridges: Iterable[str] = ()) -> None:
+        """Let nothing be forwarded to or from our bridges, and these, until ``replace``; connections wait meanwhile."""
+        ours = [f"group {LINK_GROUP}", *(f"name {elements.interface(bridge)}" for bridge in bridges)]
+        drops = "\n".join(f"\t\t{way}{which} drop" for which in ours for way in ("iif", "oif"))
+        with self._lock:
+            self._shut = True
+            self._nft.run(
+                f"add table inet {_CLOSED}\ndelete table inet {_CLOSED}\n"
+                f"table inet {_CLOSED} {{\n\tchain forward {{\n"
+                f"\t\ttype filter hook forward priority -11; policy accept;\n{drops}\n\t}}\n}}\n"
+            )
 
     def leftovers(self) -> list[str]:
         """One line for each table of ours that is there; changes nothing."""
         with self._lock:
-            listed = self._nft.query("list tables")
-            families = [t.family for t in self._tables if any(_is_table(one, t.family) for one in listed)]
-            return [f"firewall table {family} {NAME} belongs to nothing" for family in families]
+            there = self._there()
+            ours = [*((table.family, NAME) for table in self._tables), ("inet", _CLOSED)]
+            return [
+                f"firewall table {family} {name} belongs to nothing" for family, name in ours if (family, name) in there
+            ]
 
     def remove(self) -> None:
         """Leave nothing of ours behind."""
         with self._lock:
-            names = [(table.family, name) for table in self._tables for name in (NAME, _REFERENCE)]
+            names = [(table.family, name) for table in self._tables for name in (NAME, _REFERENCE, _CLOSED)]
             self._nft.run("\n".join(f"add table {f} {n}\ndelete table {f} {n}" for f, n in names))
+            self._shut = False
 
     def limits(self) -> list[str]:
         """None: it is the measure."""
         return []
 
     def disturbed(self) -> bool:
-        """Never without an event."""
-        return False
+        """Never without an event; but while our bridges are shut, a mend has failed and is to be tried again."""
+        return self._shut
 
     def close(self) -> None:
         """Let go of the library's socket; the rules stay."""
         self._nft.close()
 
-    def _read_table(self, table: Table) -> _Found | None:
+    def _there(self) -> set[tuple[str, str]]:
+        """Family and name of every table, whoever made it."""
+        return {
+            (one["table"]["family"], one["table"]["name"]) for one in self._nft.query("list tables") if "table" in one
+        }
+
+    def _read_table(self, table: Table, there: set[tuple[str, str]]) -> _Found | None:
+        if (table.family, NAME) not in there:
+            return None
         try:
             listed = self._nft.query(f"list table {table.family} {NAME}")
         except NftError:
-            if any(_is_table(one, table.family) for one in self._nft.query("list tables")):
+            if (table.family, NAME) in self._there():
                 raise
             return None
         return _Found(_frame(listed), _elements(table, listed))
@@ -206,11 +242,6 @@ class NftablesFirewall:
 
 
 # --- reading nft's lists ------------------------------------------------------------------------------
-
-
-def _is_table(listed: Mapping[str, Any], family: str) -> bool:
-    table = listed.get("table", {})
-    return bool(table.get("name") == NAME and table.get("family") == family)
 
 
 def _frame(listed: Iterable[Mapping[str, Any]]) -> _Frame:

@@ -105,6 +105,19 @@ def test_nothing_is_left_of_an_address(town: Town, firewall: NftablesFirewall, f
     assert conntrack.flush_addresses([ip("a2", family)]) == 1
 
 
+@both
+def test_connections_to_a_containers_own_address_are_told_from_those_to_a_published_port(
+    town: Town, firewall: NftablesFirewall, family: Family
+) -> None:
+    apply(firewall, town.rules(), published("a1", family, 8080))
+    assert town.ask(town.lan, HOST[family], 8080).startswith("a1")
+    assert town.ask(town.a1, gateway("br-a", family), 80).startswith("host")
+    assert town.ask(town.host, ip("a1", family), 80).startswith("a1")
+    assert conntrack.flush_direct([ip("a2", family), ip("a1", 4), ip("a1", 6)]) == 1
+    assert conntrack.flush_direct([ip("a1", family)]) == 0
+    assert conntrack.flush_addresses([ip("a1", family)]) == 2, "the others are still known"
+
+
 def test_many_entries_go_in_few_steps(town: Town, firewall: NftablesFirewall) -> None:
     many = 1000  # more than one batch
     apply(firewall, town.rules(), published("a1", 4, 10000, 10000, proto="udp", count=many))

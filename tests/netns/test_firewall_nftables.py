@@ -19,9 +19,10 @@ from driver.firewall.libnftables import Nft, NftError
 from driver.firewall.nftables import NftablesFirewall
 from driver.firewall.ruleset import EndpointRules, NetworkRules, OpenPorts, PublishedPorts, Ruleset
 from driver.model import Family, GatewayMode
+from driver.observed import LINK_GROUP
 from tests.netns.test_firewall_change import Knocker, everything
 from tests.netns.town import HOST, LAN, Town, apply, ip, published, union
-from tests.netns.world import World
+from tests.netns.world import World, link_index
 
 
 @pytest.fixture
@@ -133,6 +134,36 @@ def test_traffic_goes_on_while_the_frame_is_mended(town: Town) -> None:
             nft("add chain inet trestle extra")
             assert firewall.replace(whole) != []
     assert knocker.wrong == []
+
+
+@pytest.mark.parametrize("family", [4, 6])
+def test_shut_bridges_let_nothing_be_forwarded_until_the_rules_are_right(town: Town, family: Family) -> None:
+    """Not even what the rules allow, for they may be gone; within a network packets are not forwarded, and go on."""
+    firewall, want = NftablesFirewall(), town.rules() | published("a1", family, 8080)
+    apply(firewall, want)
+    for _ in range(2):  # whoever is shut already stays so
+        firewall.shut(["br-a", "br-b"])
+    assert town.try_(town.lan, HOST[family], 8080) == "timeout"
+    assert town.try_(town.a1, LAN[family], 80) == "timeout"
+    assert town.ask(town.host, ip("a1", family), 80).startswith("a1")
+    assert town.ask(town.a1, ip("a2", family), 80).startswith("a2")
+    assert firewall.drift(want) == ["firewall table inet trestle-closed stands, so that nothing passes our bridges"]
+    assert firewall.leftovers()[-1] == "firewall table inet trestle-closed belongs to nothing"
+    assert firewall.disturbed(), "it is to be looked at again, should whoever opens it have failed"
+    assert firewall.replace(want) == []
+    assert (firewall.drift(want), firewall.disturbed()) == ([], False)
+    assert town.ask(town.lan, HOST[family], 8080).startswith("a1")
+
+
+def test_bridges_that_are_ours_are_shut_by_their_group(town: Town) -> None:
+    firewall = NftablesFirewall()
+    apply(firewall, town.rules(), published("a1", 4, 8080))
+    firewall.shut()
+    assert town.ask(town.lan, HOST[4], 8080).startswith("a1"), "the town's bridges were made by nobody"
+    town.host.netlink(lambda ip: ip.link("set", index=link_index(ip, "br-a"), group=LINK_GROUP))
+    assert town.try_(town.lan, HOST[4], 8080) == "timeout"
+    firewall.remove()
+    assert town.ask(town.lan, ip("a1", 4), 80).startswith("a1")
 
 
 def test_a_change_to_a_table_that_lost_a_set_says_so(town: Town) -> None:

@@ -12,10 +12,14 @@ from typing import Protocol
 import pytest
 
 from driver.daemon import Driver
+from driver.errors import KernelError
+from driver.firewall import Ruleset
 from driver.plan import veth_names
 from driver.settings import Settings
+from driver.watch import Change
 from tests.engine.engine import ENGINES
 from tests.netns.libnetwork import Container, Libnetwork, Net, port
+from tests.netns.probes import BRIEF
 from tests.netns.world import World
 from tests.waiting import wait_until
 
@@ -84,7 +88,7 @@ class Flow:
 
 
 @contextmanager
-def standing(folder: Path, owner: Sequence[Sequence[str]] = ()) -> Iterator[Site]:
+def standing(folder: Path, owner: Sequence[Sequence[str]] = (), *, watched: bool = True) -> Iterator[Site]:
     """A site; before it is made, another owner of FORWARD has run these commands."""
     with World() as world:
         for words in owner:
@@ -92,7 +96,8 @@ def standing(folder: Path, owner: Sequence[Sequence[str]] = ()) -> Iterator[Site
         if not owner:
             subprocess.run(["nft", "-f", "-"], input=FORWARD_DROP, text=True, check=True)
         driver = Driver(Settings(state_dir=folder))
-        driver.watch()
+        if watched:
+            driver.watch()
         driver.start()
         try:
             site = Site(world, driver)
@@ -247,6 +252,51 @@ def test_nft_flush_ruleset_is_mended_and_the_culprit_is_named(site: Site) -> Non
     last = site.driver.healer.last
     assert last is not None
     assert last["by"] == ["nft"]
+    assert site.answers()
+
+
+def test_what_got_in_while_the_rules_were_gone_is_not_let_go_on(tmp_path: Path) -> None:
+    """An established connection passes, so one that came about meanwhile must not be one any longer.
+
+    Another owner's rules have connections tracked, ours or not.
+    """
+    tracking = [
+        "add table inet other",
+        "add chain inet other forward { type filter hook forward priority 0; }",
+        "add rule inet other forward ct state established accept",
+    ]
+    with standing(tmp_path, [["nft", words] for words in tracking], watched=False) as site:
+        site.world.lan.route("10.70.0.0/24", World.HOST4)
+        inet, stream = socket.AF_INET, socket.SOCK_STREAM
+        with site.web.inside.socket(inet, stream) as server, site.world.lan.socket(inet, stream) as client:
+            server.bind((site.web.ip4, 90))
+            server.listen()
+            subprocess.run(["nft", "delete", "table", "inet", "trestle"], check=True)
+            client.settimeout(PATIENCE)
+            client.connect((site.web.ip4, 90))
+            with server.accept()[0] as accepted:
+                site.driver.healer.tell(Change(firewall=True))
+                until("all is well", lambda: site.driver.healer.mends > 0 and site.driver.check() == [])
+                client.send(b"let me in")
+                accepted.settimeout(BRIEF)
+                with pytest.raises(TimeoutError):
+                    accepted.recv(100)
+        assert site.answers()
+        assert site.flow.goes_on()
+
+
+def test_bridges_are_opened_again_although_the_first_mend_failed(site: Site, monkeypatch: pytest.MonkeyPatch) -> None:
+    replace, failures = site.driver.firewall.replace, iter([KernelError("no memory")])
+
+    def refuse_once(want: Ruleset) -> list[str]:
+        for failure in failures:
+            raise failure
+        return replace(want)
+
+    monkeypatch.setattr(site.driver.firewall, "replace", refuse_once)
+    subprocess.run(["nft", "flush", "ruleset"], check=True)
+    until("the failure is told", lambda: site.driver.healer.mends > 0)
+    until("all is well", lambda: site.driver.check() == [])
     assert site.answers()
 
 
