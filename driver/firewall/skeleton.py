@@ -107,8 +107,8 @@ ROUTED_SETS: dict[str, Set] = {
 _ROUTED_CHAINS = """
 	chain raw {
 		type filter hook prerouting priority -300; policy accept;
-		iifname @bridges ip daddr 127.0.0.0/8 drop comment "route_localnet must not open the host's loopback"
-		iifname @bridges ip saddr 127.0.0.0/8 drop comment "nor let a container pretend to be the host"
+		ip daddr 127.0.0.0/8 iifname @bridges drop comment "route_localnet must not open the host's loopback"
+		ip saddr 127.0.0.0/8 iifname @bridges drop comment "nor let a container pretend to be the host"
 	}
 	chain prerouting {
 		type nat hook prerouting priority -105; policy accept;
