@@ -99,7 +99,9 @@ def _guard(end: EndpointRules) -> _Fact:
         family = family_of(text)
         plain = address(text, family)
         yield f"addresses{family}", f"{port} . {plain}"
-        if family == 6:
+        if family == 4:
+            yield "senders4", f"{port} . {mac} . {plain}"
+        else:
             yield "targets6", f"{port} . {int(IPv6Address(plain)):#x}"
 
 

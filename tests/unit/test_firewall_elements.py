@@ -112,6 +112,7 @@ def test_an_endpoint() -> None:
         'macs "veth0" . 02:42:0a:01:00:02',
         "self4 10.1.0.2 . 10.1.0.2",
         "self6 fd00:1::2 . fd00:1::2",
+        'senders4 "veth0" . 02:42:0a:01:00:02 . 10.1.0.2',
         'targets6 "veth0" . 0xfd000001000000000000000000000002',
         'targets6 "veth0" . 0xfe8000000000000000420afffe010002',
     ]
