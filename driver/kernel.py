@@ -10,7 +10,8 @@ import errno
 import os
 import socket
 from collections.abc import Iterable, Iterator
-from contextlib import contextmanager, suppress
+from contextlib import ExitStack, contextmanager, suppress
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -29,10 +30,15 @@ IFA_F_NODAD = 0x02
 class Session:
     """One netlink transaction. Errors are KernelError with the link and the kernel's reason."""
 
-    def __init__(self, ipr: IPRoute, asked: Rtnetlink, proc_sys_net: Path) -> None:
-        self._ipr = ipr
-        self._asked = asked
+    def __init__(self, undo: ExitStack, proc_sys_net: Path) -> None:
+        self._undo = undo
+        self._asked = undo.enter_context(Rtnetlink())
         self._proc = proc_sys_net
+
+    @cached_property
+    def _ipr(self) -> IPRoute:
+        """Opened when it is needed: that takes longer than most of what a look asks for."""
+        return self._undo.enter_context(IPRoute())
 
     # -- look -------------------------------------------------------------------------------
 
@@ -227,8 +233,8 @@ class Kernel:
     def session(self) -> Iterator[Session]:
         """One transaction. Raises KernelError, also where no descriptor or memory is left for a socket."""
         try:
-            with IPRoute() as ipr, Rtnetlink() as asked:
-                yield Session(ipr, asked, self._proc)
+            with ExitStack() as undo:
+                yield Session(undo, self._proc)
         except NetlinkError as error:
             raise KernelError(f"the kernel refused to tell or do something: {os.strerror(error.code)}") from error
         except KernelError:

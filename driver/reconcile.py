@@ -216,9 +216,10 @@ class Reconciler:
         A veth pair that somebody has deleted is not made: outside of its container it would be of no use.
         """
         self.change_rules(add=after.rules - before.rules)
-        if after.veths and self._kernel.bridge_netfilter():
+        ports = [name for name, veth in after.veths.items() if veth.publishes and self._kernel.exists(name)]
+        if ports and self._kernel.bridge_netfilter():
             with self._kernel.session() as session:
-                for name in filter(self._kernel.exists, after.veths):
+                for name in ports:
                     session.set_hairpin(name)
 
     def tidy(self) -> None:
