@@ -9,6 +9,7 @@ from bench.measure import Row, Series, in_turn, paired, progress
 from bench.place import Place, place
 
 GOALS = {"CreateEndpoint": 1.5, "Join": 1.5, "ProgramExternalConnectivity": 1.5}
+WAITING = ("Leave", "DeleteNetwork")
 TAIL = 5.0  # p99 against p50 of the same call
 HOW = (
     "one call after another over the daemon's Unix socket, from connect to the last byte; the floor is taken after "
@@ -46,7 +47,7 @@ def _rows(verb: str, series: Series) -> list[Row]:
     ratio, goal = paired(samples["trestle"], samples["floor"]), GOALS.get(verb)
     rows = [
         Row(
-            "calls", verb, "ms", samples, HOW, ratio, against="floor", chart="calls",
+            "calls", verb, "ms", samples, HOW, ratio, against="floor", chart="waits" if verb in WAITING else "calls",
             goal=f"p50 ≤ {goal}× its floor" if goal else "", reached=ratio[0] <= goal if goal else None,
         )
     ]  # fmt: skip

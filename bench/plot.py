@@ -6,7 +6,8 @@ Everything is drawn on white, so that it can be read wherever it is shown.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Mapping, Sequence
+import textwrap
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from html import escape
 
@@ -16,6 +17,24 @@ FONT = "font-family='Helvetica, Arial, sans-serif'"
 COLOURS = ["#0b6bcb", "#c2410c", "#7c3aed", "#15803d", "#b45309", "#6b7280"]
 FIXED = {"trestle": COLOURS[0], "bridge": COLOURS[1], "none": "#9ca3af", "host": "#d1d5db", "no container": "#9ca3af"}
 FIXED |= {"floor": "#9ca3af", "bare DNAT": "#9ca3af", "bridge, no proxy": "#f0a37a"}
+# What the variants are, for who meets them in a picture first.
+MEANINGS = {
+    "trestle": "this driver",
+    "bridge": "Docker's built-in driver",
+    "bridge, no proxy": "the same on a dockerd with --userland-proxy=false",
+    "none": "a container without a network",
+    "host": "a container in the host's own network",
+    "no container": "the same programs on the host itself",
+    "floor": "the least that the same work costs the kernel, the disk and an empty HTTP call",
+    "bare DNAT": "one rule for the probed port, nothing else",
+    "Docker, iptables-nft": "the rules that Docker writes for the same ports, as most hosts have them",
+    "Docker, iptables-legacy": "the same on the older backend",
+    "Docker 29, nftables": "the rules of its newer backend",
+    "kernel intact": "a restart of the daemon",
+    "links and rules wiped": "everything of ours was deleted while the containers live",
+    "after a boot": "nothing is left, the containers neither",
+    "the bridges of it alone": "so many bridges with their addresses, by a netlink library and no more",
+}
 
 
 @dataclass(frozen=True)
@@ -87,7 +106,11 @@ def _text(x: float, y: float, text: str, *, size: int = 13, anchor: str = "start
     return f"<text x='{x:.1f}' y='{y:.1f}' {form}>{escape(text)}</text>"
 
 
-def _frame(title: str, subtitle: str, height: float, body: Sequence[str]) -> str:
+def _frame(title: str, subtitle: str, height: float, body: Sequence[str], names: Iterable[str]) -> str:
+    """A whole picture; below it stands what its variants are."""
+    said = textwrap.wrap("; ".join(f"{name}: {MEANINGS[name]}" for name in names if name in MEANINGS), 140)
+    body = [*body, *(_text(20, height + 8 + 16 * row, line, size=11, fill="#555") for row, line in enumerate(said))]
+    height += 16 * len(said) + 4 * bool(said)
     head = f"<svg xmlns='http://www.w3.org/2000/svg' viewBox='0 0 {WIDTH} {height:.0f}' width='{WIDTH}'>"
     parts = [head, f"<title>{escape(title)}</title>", "<rect width='100%' height='100%' fill='#fff'/>"]
     parts += [_text(20, 30, title, size=18), _text(20, 50, subtitle, fill="#555")]
@@ -123,7 +146,7 @@ def lines(title: str, subtitle: str, x_name: str, curves: Mapping[str, Curve]) -
         last, point = curve[-1]
         where = "" if last == farthest else f", at {number(last)}"
         ends.append((up(point.value), f"{name}{where}: {number(point.value)}", colour))
-    return _frame(title, f"{subtitle}{_SCALES[across.log, up.log]}", HEIGHT, [*body, *_labels(ends)])
+    return _frame(title, f"{subtitle}{_SCALES[across.log, up.log]}", HEIGHT, [*body, *_labels(ends)], curves)
 
 
 _SCALES = {
@@ -165,4 +188,5 @@ def bars(title: str, subtitle: str, groups: Mapping[str, Mapping[str, Point]]) -
             body.append(_text(max(end, high) + 6, middle + 4, label, size=11, fill="#333"))
             y += thick
         y += gap
-    return _frame(title, subtitle, y + 20, body)
+    names = dict.fromkeys(name for group in groups.values() for name in group)
+    return _frame(title, subtitle, y + 20, body, names)

@@ -54,6 +54,10 @@ CHARTS = {
     "at-once": Chart("Many containers at the same time", "milliseconds until the last one; less is better"),
     "life": Chart("What a user waits for", "milliseconds, Docker's API; less is better"),
     "calls": Chart("Time of each call beside its floor", "median, milliseconds; less is better"),
+    "waits": Chart(
+        "Time of the calls that remove an interface", "median, milliseconds; less is better; nearly all of it is the "
+        "kernel's wait until no processor uses it any more"
+    ),
     "restore": Chart(
         "From the start of the daemon to its first answer", "milliseconds; less is better", "endpoints to restore"
     ),
@@ -91,7 +95,12 @@ def _charts(rows: Iterable[Row]) -> Iterator[tuple[str, str]]:
             if len(of) > 1:
                 yield name.replace(" ", "-"), _lines(chart, of)
         else:
-            groups = {row.work: {v: _point(s) for v, s in row.samples.items() if v not in row.aside} for row in of}
+            ends = {row.work.rpartition(": ")[2] for row in of}
+            shared = f": {ends.pop()}" if len(ends) == 1 else ""  # the title says it
+            groups = {
+                row.work.removesuffix(shared): {v: _point(s) for v, s in row.samples.items() if v not in row.aside}
+                for row in of
+            }
             yield name.replace(" ", "-"), plot.bars(chart.title, chart.subtitle, groups)
 
 
