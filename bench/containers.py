@@ -10,7 +10,7 @@ from dataclasses import dataclass
 
 from bench.docker import Docker, Port, engines
 from bench.kernel import moves
-from bench.measure import Row, Sample, Series, paired, progress, quantile
+from bench.measure import Row, Sample, Series, paired, progress, quantile, turn
 
 TRESTLE, BRIDGE, NO_PROXY, NONE, HOST = "trestle", "bridge", "bridge, no proxy", "none", "host"
 OWN = "trestle, in its own calls"
@@ -137,7 +137,7 @@ class Bench:
     ) -> tuple[dict[str, Sample], dict[str, Sample]]:
         started, removed = Series(), Series()
         for number in range(-1, rounds):  # one to warm up
-            for variant in variants:
+            for variant in turn(variants, number):
                 if (number < 0 and len(ports) >= 100) or (once and number > 0 and variant != TRESTLE):
                     continue
                 progress(f"containers, {what}: {variant}, {number + 1} of {rounds}")
@@ -159,7 +159,7 @@ class Bench:
         """So many containers started by as many callers, one port each; then removed."""
         started, removed = Series(), Series()
         for number in range(rounds):
-            for variant in (TRESTLE, BRIDGE, NONE):
+            for variant in turn((TRESTLE, BRIDGE, NONE), number):
                 progress(f"containers, {count} at once: {variant}, {number + 1} of {rounds}")
                 docker, network = self.places[variant]
                 ports = [[] if variant == NONE else [(80, "tcp", 20000 + n)] for n in range(count)]
@@ -218,7 +218,7 @@ class Bench:
         """Create and remove one, with others there."""
         created, removed = Series(), Series()
         for number in range(rounds):
-            for driver in (TRESTLE, BRIDGE):
+            for driver in turn((TRESTLE, BRIDGE), number):
                 progress(f"containers, network create and rm: {driver}, {number + 1} of {rounds}")
                 created.add(driver, self._create_network("x", driver))
                 removed.add(driver, self.docker.timed("DELETE", "/networks/x"))
@@ -238,7 +238,7 @@ class Bench:
         other = docker.make_network("other", "bridge")
         joined, left = Series(), Series()
         for number in range(rounds):
-            for variant, network in ((TRESTLE, "t"), (BRIDGE, other)):
+            for variant, network in turn(((TRESTLE, "t"), (BRIDGE, other)), number):
                 progress(f"containers, connect: {variant}, {number + 1} of {rounds}")
                 body = {"Container": container}
                 joined.add(variant, docker.timed("POST", f"/networks/{network}/connect", body))
@@ -257,7 +257,7 @@ class Bench:
         engine, took = self.docker.engine, Series()
         engine.restart("--live-restore")
         for number in range(3):
-            for variant in (TRESTLE, BRIDGE, NONE):
+            for variant in turn((TRESTLE, BRIDGE, NONE), number):
                 progress(f"containers, dockerd start with {count}: {variant}, {number + 1} of 3")
                 _, network = self.places[variant]
                 ports = [[] if variant == NONE else [(80, "tcp", 20000 + n)] for n in range(count)]

@@ -5,10 +5,12 @@ from __future__ import annotations
 import statistics
 import sys
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, TypeVar
+
+T = TypeVar("T")
 
 
 def quantile(values: Sequence[float], share: float) -> float:
@@ -120,11 +122,17 @@ class Series:
         self.add(variant, (time.perf_counter() - began) * scale)
 
 
+def turn(variants: Iterable[T], number: int) -> Sequence[T]:
+    """The variants in the order of one round: A B C, C B A, A B C, …, so that none is always behind the same other."""
+    forth = list(variants)
+    return forth[::-1] if number % 2 else forth
+
+
 def in_turn(rounds: int, variants: Mapping[str, Callable[[], float]], what: str) -> Series:
-    """A B C, A B C, …: each variant once a round, so that all of them meet the same weather."""
+    """Each variant once a round, so that all of them meet the same weather."""
     series = Series()
     for number in range(rounds):
-        for variant, measure in variants.items():
+        for variant, measure in turn(variants.items(), number):
             progress(f"{what}: {variant}, {number + 1} of {rounds}")
             series.add(variant, measure())
     return series

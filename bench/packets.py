@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Protocol
 
 from bench import rules
-from bench.measure import Row, Sample, Series, paired, progress
+from bench.measure import Row, Sample, Series, paired, progress, turn
 from bench.rules import ADDRESS, BRIDGE, FIRST, PORT, SUBNET, Published
 from bench.tools import Answer, client, compiled, running
 from driver.daemon import Driver
@@ -167,7 +167,7 @@ def many_ports(counts: Sequence[int], seconds: float, rounds: int, *, every: boo
             servers.enter_context(running(host.container, program, "serve", str(PORT), ready="ready"))
         for number in range(rounds):
             for count in counts:
-                for variant, host in found.items():
+                for variant, host in turn(found.items(), number):
                     progress(f"packets, new connections: {count} ports, {variant}, {number + 1} of {rounds}")
                     host.publish(count)
                     for what in ("connect", "flow"):
@@ -219,7 +219,7 @@ def many_networks(counts: Sequence[int], seconds: float, rounds: int, *, every: 
                 host.grow(count)
             series = Series()
             for number in range(rounds):
-                for variant, host in found.items():
+                for variant, host in turn(found.items(), number):
                     progress(f"packets, established flow: {count} networks, {variant}, {number + 1} of {rounds}")
                     _probe(program, host, "echo", seconds / 5)
                     series.add(variant, _probe(program, host, "echo", seconds).median)

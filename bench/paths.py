@@ -8,7 +8,7 @@ from dataclasses import dataclass
 
 from bench.containers import BRIDGE, TRESTLE
 from bench.docker import Docker, engines
-from bench.measure import Row, Series, paired, progress
+from bench.measure import Row, Series, paired, progress, turn
 from bench.tools import Answer, Place, client, compiled, redis, redis_benchmark, running, web, wrk
 from tests.engine.machine import HOST4, NetworkNamespace
 
@@ -127,7 +127,7 @@ def _both(
     """Requests per second and median latency of the same runs."""
     rates, times = Series(), Series()
     for number in range(rounds):
-        for variant, way in ways.items():
+        for variant, way in turn(ways.items(), number):
             progress(f"paths, {what}, {name}: {variant}, {number + 1} of {rounds}")
             answer = ask(way)
             rates.add(variant, answer.rate)
@@ -142,7 +142,7 @@ def _row(name: str, metric: Metric, ways: Mapping[str, Way], rounds: int) -> Row
     what, ask, unit, more = metric
     series = Series()
     for number in range(rounds):
-        for variant, way in ways.items():
+        for variant, way in turn(ways.items(), number):
             progress(f"paths, {name}, {what}: {variant}, {number + 1} of {rounds}")
             series.add(variant, ask(way))
     return _judged(name, what, series, unit, NETBENCH + _SAID[what], more=more)
