@@ -15,7 +15,8 @@ import os
 import socket
 import struct
 from collections import defaultdict
-from collections.abc import Collection, Iterable, Iterator
+from collections.abc import Collection, Iterable, Iterator, Mapping
+from ipaddress import ip_network
 from pathlib import Path
 from typing import NamedTuple
 
@@ -95,23 +96,29 @@ def _of(netlink: _Netlink, family: Family, wanted: set[bytes]) -> set[_Entry]:
     }
 
 
-def flush_direct(addresses: Iterable[str]) -> int:
-    """Forget every connection that was made to one of these containers' own addresses; returns how many there were.
+def flush_from_outside(prefixes: Iterable[str]) -> int:
+    """Forget every connection from outside of one of these prefixes to an address inside; returns how many there were.
 
-    One to a published port was made to an address of the host, and stays. Of the others, whatever the rules allow
-    goes on: its next packet makes the entry anew.
+    One to a published port is one to an address of the host, and stays.
     """
-    wanted = {socket.inet_pton(_AF[family_of(address)], address) for address in addresses}
+    wanted: defaultdict[Family, defaultdict[int, set[int]]] = defaultdict(lambda: defaultdict(set))
+    for network in map(ip_network, prefixes):
+        shift = network.max_prefixlen - network.prefixlen
+        wanted[network.version][shift].add(int(network.network_address) >> shift)
     if not wanted or not _count():
         return 0
     with _Netlink() as netlink:
         return sum(
-            netlink.delete(
-                family,
-                {e for e in netlink.dump(family, b"") if _field(e.original, _TUPLE_IP, _DESTINATION[family]) in wanted},
-            )
-            for family in _AF
+            netlink.delete(family, {entry for entry in netlink.dump(family, b"") if _enters(family, entry, known)})
+            for family, known in wanted.items()
         )
+
+
+def _enters(family: Family, entry: _Entry, known: Mapping[int, set[int]]) -> bool:
+    """Whether it leads into a prefix from elsewhere; ``known`` has prefixes by the bits that they leave to hosts."""
+    source = int.from_bytes(_field(entry.original, _TUPLE_IP, _SOURCE[family]), "big")
+    target = int.from_bytes(_field(entry.original, _TUPLE_IP, _DESTINATION[family]), "big")
+    return any(target >> bits in starts and source >> bits != target >> bits for bits, starts in known.items())
 
 
 def flush_ports(bindings: Iterable[PortBinding]) -> int:

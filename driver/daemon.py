@@ -10,7 +10,7 @@ import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
-from driver import boot, conntrack, routes
+from driver import boot, routes
 from driver.census import GRACE, Census, Roll
 from driver.doctor import Finding, examine
 from driver.endpoint import Endpoints
@@ -29,9 +29,9 @@ from driver.locks import Gate
 from driver.model import Endpoint
 from driver.network import Networks, unfinished_line
 from driver.plan import (
-    FAMILIES,
     Plan,
     bridge_name,
+    closed_pools,
     endpoint_start,
     plan_all,
     plan_endpoint,
@@ -163,11 +163,20 @@ class Driver:
             self._watcher.close()
         self._forgotten.close()
         self.healer.close()
+        self._open()
         self._firewalld.close()
         self.flusher.close()
         self.ports.close()
         self.firewall.close()
         self.store.close()
+
+    def _open(self) -> None:
+        """Nobody will when we are gone, should somebody have changed our rules just now."""
+        try:
+            if self.firewall.disturbed():
+                self._mend_rules()
+        except TrestleError as error:
+            log.error("our rules are not what they should be, and cannot be mended: %s", error)
 
     def status(self) -> dict[str, object]:
         """What one wants to know first: backend, hook and counts."""
@@ -231,12 +240,23 @@ class Driver:
 
     def _changed(self, change: Change) -> None:
         """On the watcher's thread: shut what may be open, and have it mended."""
+        try:
+            if change.firewall:
+                self._shut(change)
+        finally:
+            self.healer.tell(change)
         if change.firewall:
-            try:
-                self.firewall.shut(name for id_, name in self.store.bridges().items() if name != bridge_name(id_))
-            except TrestleError as error:
-                log.error("our bridges could not be closed until the rules are mended: %s", error)
-        self.healer.tell(change)
+            # What got in before would be an established connection from now on.
+            self.flusher.from_outside(closed_pools(self.store.networks()))
+
+    def _shut(self, change: Change) -> None:
+        try:
+            self.firewall.shut()
+            if adopted := [bridge for id_, bridge in self.store.bridges().items() if bridge != bridge_name(id_)]:
+                self.firewall.shut(adopted)
+        except TrestleError as error:
+            log.error("our bridges could not be shut: %s", error)
+        log.warning("%s changed our rules; our bridges are shut until they are right", change.names)
 
     def _heal(self, change: Change) -> list[str]:
         """Mend what a change by somebody else has touched; one line for each thing mended."""
@@ -252,21 +272,16 @@ class Driver:
         return lines if told else []
 
     def _heal_kernel(self, change: Change) -> list[str]:
-        if change.lost or change.firewall:
+        if change.lost or change.firewall or (change.hook and self.firewall.disturbed()):
             with self._gate.exclusive():
-                lines = self._mend("drift")
-            # What got in before the rules were back would be an established connection from now on.
-            conntrack.flush_direct(ip for end in self.store.endpoints() for ip in map(end.ip, FAMILIES) if ip)
-            return lines
+                # The rules first: our bridges may be shut, and nothing else that is wrong is to keep them so.
+                return self._mend_rules() + self._mend("drift")
         with self._gate.shared():  # a pass over everything, a start above all, makes links that need no look meanwhile
             concerned = self._concerns(change.links)
         if concerned:
             # A verb in progress looks the same from outside: look again when all have ended.
             with self._gate.exclusive():
                 return self._mend("drift") if self._concerns(change.links) else []
-        if change.hook and self.firewall.disturbed():
-            with self._gate.exclusive():
-                return self._mend("drift")
         # An event names a program; without one it is only time to look at what tells nobody.
         if change.hook and not change.by and self._netfilter_changed():
             with self._gate.exclusive():
@@ -276,6 +291,11 @@ class Driver:
             self.tallies["drift"].repairs += len(lines)
             return lines
         return []
+
+    def _mend_rules(self) -> list[str]:
+        lines = self._reconciler.mend_rules()
+        self.tallies["drift"].repairs += len(lines)
+        return lines
 
     def _netfilter_changed(self) -> bool:
         """Whether br_netfilter was switched since the last look: how bridge ports must be set depends on it."""

@@ -11,6 +11,7 @@ import logging
 import queue
 import threading
 from collections.abc import Iterable, Sequence
+from typing import NamedTuple
 
 from driver import conntrack
 from driver.errors import KernelError
@@ -20,7 +21,13 @@ log = logging.getLogger(__name__)
 
 PAUSE = 0.05  # seconds
 
-Work = tuple[tuple[str, ...], tuple[PortBinding, ...]]
+
+class Work(NamedTuple):
+    """What is to be forgotten: connections of addresses, to published ports, from outside into prefixes."""
+
+    addresses: tuple[str, ...] = ()
+    ports: tuple[PortBinding, ...] = ()
+    prefixes: tuple[str, ...] = ()
 
 
 class Flusher:
@@ -34,11 +41,15 @@ class Flusher:
 
     def addresses(self, addresses: Iterable[str]) -> None:
         """Forget every connection from or to these containers, soon."""
-        self._queue.put((tuple(addresses), ()))
+        self._queue.put(Work(addresses=tuple(addresses)))
 
     def ports(self, bindings: Sequence[PortBinding]) -> None:
         """Forget the UDP and SCTP connections to these published ports, soon."""
-        self._queue.put(((), tuple(bindings)))
+        self._queue.put(Work(ports=tuple(bindings)))
+
+    def from_outside(self, prefixes: Iterable[str]) -> None:
+        """Forget every connection that leads from elsewhere into these prefixes, soon."""
+        self._queue.put(Work(prefixes=tuple(prefixes)))
 
     def drain(self) -> None:
         """Wait until everything asked for so far is done."""
@@ -57,8 +68,9 @@ class Flusher:
             self._hurry.wait(PAUSE)
             batch = [first, *self._waiting()]
             try:
-                conntrack.flush_addresses(address for addresses, _ in batch for address in addresses)
-                conntrack.flush_ports(binding for _, bindings in batch for binding in bindings)
+                conntrack.flush_addresses(address for work in batch for address in work.addresses)
+                conntrack.flush_ports(binding for work in batch for binding in work.ports)
+                conntrack.flush_from_outside({prefix for work in batch for prefix in work.prefixes})
             except KernelError as error:
                 log.warning("connections were not forgotten: %s", error)
             for _ in batch:

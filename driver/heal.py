@@ -39,10 +39,10 @@ class Patience:
         self._mends.append(now)
         self._delay = min(max(1.0, self._delay * 2), self._longest) if fight else 0.0
 
-    @property
-    def delay(self) -> float:
-        """Seconds to wait before the next mend."""
-        return self._delay
+    def delay(self, now: float) -> float:
+        """Seconds to wait before the next mend; none once the last one is long ago."""
+        over = not self._mends or now - self._mends[-1] >= self._window + self._delay * self._often
+        return 0.0 if over else self._delay
 
 
 class Healer:
@@ -75,12 +75,12 @@ class Healer:
     @property
     def backing_off(self) -> float:
         """Seconds that the next mend waits, because somebody keeps undoing them; 0 in peace."""
-        return self._patience.delay
+        return self._patience.delay(time.monotonic())
 
     def _run(self) -> None:
         while True:
             self._wake.wait()
-            if self._closed.wait(self._patience.delay):
+            if self._closed.wait(self.backing_off):
                 return
             self._wake.clear()
             with self._mutex:
@@ -91,17 +91,16 @@ class Healer:
         try:
             mended = self._mend(change)
         except TrestleError as error:
-            log.error("after a change by %s: %s", _names(change), error)
+            log.error("after a change by %s: %s", change.names, error)
             mended = [str(error)]
+        except Exception as error:  # a fault of ours must not end the thread: nobody else mends
+            log.exception("after a change by %s", change.names)
+            mended = [f"{type(error).__name__}: {error}"]
         if not mended:
             return
         self._patience.mended(time.monotonic())
         self.mends += 1
         self.last = {"at": time.time(), "by": sorted(change.by), "lines": mended[:10]}
-        log.warning("mended after a change by %s: %s", _names(change), "; ".join(mended[:10]))
-        if self._patience.delay:
-            log.warning("%s keeps undoing this; the next mend waits %.0f s", _names(change), self._patience.delay)
-
-
-def _names(change: Change) -> str:
-    return ", ".join(sorted(change.by)) or "somebody"
+        log.warning("mended after a change by %s: %s", change.names, "; ".join(mended[:10]))
+        if wait := self.backing_off:
+            log.warning("%s keeps undoing this; the next mend waits %.0f s", change.names, wait)

@@ -147,6 +147,16 @@ def plan_endpoint(network: Network, endpoint: Endpoint) -> Plan:
     return Plan(veths={host: veth}, rules=Ruleset(endpoints=frozenset({guard}), published=published, opened=opened))
 
 
+def closed_pools(networks: Iterable[Network]) -> Iterator[str]:
+    """The pools into which nobody may connect from outside but by a published port."""
+    for network in networks:
+        for subnet in network.subnets:
+            mode = network.options.gateway_mode(subnet.family)
+            shielded = mode in (GatewayMode.NAT, GatewayMode.ISOLATED) and not network.options.trusted_host_interfaces
+            if network.options.internal or shielded:
+                yield subnet.pool
+
+
 def plan_all(networks: Iterable[Network], endpoints: Iterable[Endpoint]) -> Plan:
     """Everything that the kernel should hold of ours."""
     by_id = {network.id: network for network in networks}

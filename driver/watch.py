@@ -23,7 +23,7 @@ from typing import Self
 
 from driver.errors import KernelError
 from driver.firewall.placement import CHAINS
-from driver.firewall.skeleton import NAME
+from driver.firewall.skeleton import CLOSED, NAME
 from driver.netlink import NETFILTER, Message, attributes, messages, number, text
 
 log = logging.getLogger(__name__)
@@ -73,6 +73,11 @@ class Change:
     links: set[str] = field(default_factory=set)
     by: set[str] = field(default_factory=set)
     lost: bool = False
+
+    @property
+    def names(self) -> str:
+        """Who made it, for people."""
+        return ", ".join(sorted(self.by)) or "somebody"
 
     def __bool__(self) -> bool:
         return bool(self.firewall or self.hook or self.zones or self.links or self.lost)
@@ -201,7 +206,7 @@ class _Generation:
             return  # a table that goes is told in a hundred parts, and whoever shuts our bridges waits for the end
         found = dict(attributes(message.body[4:]))
         table = text(found.get(_TABLE_NAME, b""))
-        if table == NAME:
+        if table in (NAME, CLOSED):
             self.firewall = True
         elif table == "firewalld":
             self.zones = True

@@ -15,16 +15,13 @@ from driver.firewall import elements, skeleton
 from driver.firewall.elements import Elements
 from driver.firewall.libnftables import Nft, NftError
 from driver.firewall.ruleset import EMPTY, Ruleset
-from driver.firewall.skeleton import NAME, Table
+from driver.firewall.skeleton import CLOSED, NAME, Table
 from driver.observed import LINK_GROUP
 
 # Made, listed and deleted again. It lets every packet go by the first rule of each hook; dormant it must not be, since
 # libnftables 1.0.6 uses what it has freed when it prints a table's flags as JSON.
 _REFERENCE = f"{NAME}-reference"
 _INERT = "return"
-# Stands while our rules may not be what they should be; a table of its own, so that whatever happens to the other, this
-# one is made in the same way, and goes in the very transaction that puts the other right.
-_CLOSED = f"{NAME}-closed"
 _MANY = 5  # differences of one set that are named one by one
 
 _Frame = dict[str, Any]
@@ -55,7 +52,7 @@ class NftablesFirewall:
         self._tables = [skeleton.routed(mark), skeleton.bridged()]
         self._home = {name: table for table in self._tables for name in table.sets}
         self._references: dict[str, _Frame] = {}
-        self._shut = False
+        self._shut = ("inet", CLOSED) in self._there()
 
     # --- changes ----------------------------------------------------------------------------------
 
@@ -127,8 +124,8 @@ class NftablesFirewall:
                 if differences:
                     lines += differences
                     text += self._mend(table, wanted, found)
-            if ("inet", _CLOSED) in there:
-                text.append(f"delete table inet {_CLOSED}")
+            if ("inet", CLOSED) in there:
+                text.append(f"delete table inet {CLOSED}")
             if text:
                 self._nft.run("\n".join(text))
             self._shut = False
@@ -143,26 +140,21 @@ class NftablesFirewall:
                 for table in self._tables
                 for line in self._differences(table, wanted, self._read_table(table, there))
             ]
-            shut = [f"firewall table inet {_CLOSED} stands, so that nothing passes our bridges"]
-            return lines + (shut if ("inet", _CLOSED) in there else [])
+            shut = [f"firewall table inet {CLOSED} stands, so that nothing passes our bridges"]
+            return lines + (shut if ("inet", CLOSED) in there else [])
 
     def shut(self, bridges: Iterable[str] = ()) -> None:
         """Let nothing be forwarded to or from our bridges, and these, until ``replace``; connections wait meanwhile."""
-        ours = [f"group {LINK_GROUP}", *(f"name {elements.interface(bridge)}" for bridge in bridges)]
-        drops = "\n".join(f"\t\t{way}{which} drop" for which in ours for way in ("iif", "oif"))
+        text = skeleton.closed([f"group {LINK_GROUP}", *(f"name {elements.interface(bridge)}" for bridge in bridges)])
         with self._lock:
             self._shut = True
-            self._nft.run(
-                f"add table inet {_CLOSED}\ndelete table inet {_CLOSED}\n"
-                f"table inet {_CLOSED} {{\n\tchain forward {{\n"
-                f"\t\ttype filter hook forward priority -11; policy accept;\n{drops}\n\t}}\n}}\n"
-            )
+            self._nft.run(text)
 
     def leftovers(self) -> list[str]:
         """One line for each table of ours that is there; changes nothing."""
         with self._lock:
             there = self._there()
-            ours = [*((table.family, NAME) for table in self._tables), ("inet", _CLOSED)]
+            ours = [*((table.family, NAME) for table in self._tables), ("inet", CLOSED)]
             return [
                 f"firewall table {family} {name} belongs to nothing" for family, name in ours if (family, name) in there
             ]
@@ -170,7 +162,7 @@ class NftablesFirewall:
     def remove(self) -> None:
         """Leave nothing of ours behind."""
         with self._lock:
-            names = [(table.family, name) for table in self._tables for name in (NAME, _REFERENCE, _CLOSED)]
+            names = [(table.family, name) for table in self._tables for name in (NAME, _REFERENCE, CLOSED)]
             self._nft.run("\n".join(f"add table {f} {n}\ndelete table {f} {n}" for f, n in names))
             self._shut = False
 

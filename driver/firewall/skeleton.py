@@ -7,10 +7,11 @@ types are numbers: names would need /etc/protocols. 1 is ICMP, 58 ICMPv6.
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from typing import NamedTuple
 
 NAME = "trestle"
-
+CLOSED = f"{NAME}-closed"
 
 _EXPRESSIONS = {
     "ifname": "iifname",
@@ -247,6 +248,25 @@ def routed(mark: int) -> Table:
     rest = 0xFFFFFFFF ^ mark
     chains = _ROUTED_CHAINS.replace("MARK", f"{mark:#010x}").replace("REST", f"{rest:#010x}")
     return Table("inet", ROUTED_SETS, chains)
+
+
+def closed(interfaces: Iterable[str]) -> str:
+    """The nft text of what stands while our rules may not be what they should be; again is as good as once.
+
+    ``interfaces`` are what follows "iif" or "oif" in a match. A table of its own, so that whatever happens to the other
+    this one is made in the same way. Without a chain of type nat and a rule that asks for the state of connections, the
+    kernel no longer translates packets of those that are open, and the host answers them itself, with a reset.
+    """
+    each = list(interfaces)
+    forward = "\n".join(f"\t\t{way}{one} drop" for one in each for way in ("iif", "oif"))
+    raw = "\n".join(f"\t\tip {end} 127.0.0.0/8 iif{one} drop" for one in each for end in ("daddr", "saddr"))
+    return (
+        f"add table inet {CLOSED}\ndelete table inet {CLOSED}\ntable inet {CLOSED} {{\n"
+        f"\tchain raw {{\n\t\ttype filter hook prerouting priority -300; policy accept;\n{raw}\n\t}}\n"
+        f"\tchain forward {{\n\t\ttype filter hook forward priority -11; policy accept;\n{forward}\n\t}}\n"
+        "\tchain prerouting {\n\t\ttype nat hook prerouting priority -105; policy accept;\n"
+        "\t\tct state new accept\n\t}\n}\n"
+    )
 
 
 def bridged() -> Table:

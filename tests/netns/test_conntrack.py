@@ -106,16 +106,20 @@ def test_nothing_is_left_of_an_address(town: Town, firewall: NftablesFirewall, f
 
 
 @both
-def test_connections_to_a_containers_own_address_are_told_from_those_to_a_published_port(
+def test_connections_from_outside_are_told_from_those_to_a_published_port_and_those_of_the_host(
     town: Town, firewall: NftablesFirewall, family: Family
 ) -> None:
     apply(firewall, town.rules(), published("a1", family, 8080))
     assert town.ask(town.lan, HOST[family], 8080).startswith("a1")
     assert town.ask(town.a1, gateway("br-a", family), 80).startswith("host")
     assert town.ask(town.host, ip("a1", family), 80).startswith("a1")
-    assert conntrack.flush_direct([ip("a2", family), ip("a1", 4), ip("a1", 6)]) == 1
-    assert conntrack.flush_direct([ip("a1", family)]) == 0
-    assert conntrack.flush_addresses([ip("a1", family)]) == 2, "the others are still known"
+    firewall.change(remove=town.rules())
+    assert town.ask(town.lan, ip("a1", family), 80).startswith("a1")
+    others, ours = ["10.99.2.0/24", "fd99:2::/64"], ["10.99.1.0/24", "fd99:1::/64"]
+    assert conntrack.flush_from_outside(others) == 0
+    assert conntrack.flush_from_outside([*ours, *others]) == 1
+    assert conntrack.flush_from_outside(ours) == 0
+    assert conntrack.flush_addresses([ip("a1", family)]) == 3, "the others are still known"
 
 
 def test_many_entries_go_in_few_steps(town: Town, firewall: NftablesFirewall) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import socket
 import subprocess
 import threading
 from collections.abc import Iterator
@@ -20,6 +21,8 @@ from driver.firewall.nftables import NftablesFirewall
 from driver.firewall.ruleset import EndpointRules, NetworkRules, OpenPorts, PublishedPorts, Ruleset
 from driver.model import Family, GatewayMode
 from driver.observed import LINK_GROUP
+from tests.netns.frames import udp
+from tests.netns.probes import BRIEF, PATIENCE
 from tests.netns.test_firewall_change import Knocker, everything
 from tests.netns.town import HOST, LAN, Town, apply, ip, published, union
 from tests.netns.world import World, link_index
@@ -137,22 +140,67 @@ def test_traffic_goes_on_while_the_frame_is_mended(town: Town) -> None:
 
 
 @pytest.mark.parametrize("family", [4, 6])
-def test_shut_bridges_let_nothing_be_forwarded_until_the_rules_are_right(town: Town, family: Family) -> None:
-    """Not even what the rules allow, for they may be gone; within a network packets are not forwarded, and go on."""
-    firewall, want = NftablesFirewall(), town.rules() | published("a1", family, 8080)
+@pytest.mark.parametrize("bridged", [False, True], ids=["plain", "br_netfilter"])
+def test_shut_bridges_let_nothing_be_forwarded_until_the_rules_are_right(bridged: bool, family: Family) -> None:
+    """Not even what the rules allow, for they may be gone; within a network only what br_netfilter shows."""
+    with World(bridge_netfilter=bridged) as world:
+        town, firewall = Town(world, bridge_netfilter=bridged), NftablesFirewall()
+        want = town.rules() | published("a1", family, 8080)
+        apply(firewall, want)
+        for _ in range(2):  # whoever is shut already stays so
+            firewall.shut(["br-a", "br-b"])
+        assert town.try_(town.lan, HOST[family], 8080) == "timeout"
+        assert town.try_(town.a1, LAN[family], 80) == "timeout"
+        assert town.ask(town.host, ip("a1", family), 80).startswith("a1")
+        assert town.try_(town.a1, ip("a2", family), 80).startswith("timeout" if bridged else "a2")
+        assert firewall.drift(want) == ["firewall table inet trestle-closed stands, so that nothing passes our bridges"]
+        assert firewall.leftovers()[-1] == "firewall table inet trestle-closed belongs to nothing"
+        assert firewall.disturbed(), "it is to be looked at again, should whoever opens it have failed"
+        assert NftablesFirewall().disturbed(), "also by the next daemon"
+        assert firewall.replace(want) == []
+        assert (firewall.drift(want), firewall.disturbed()) == ([], False)
+        assert town.ask(town.lan, HOST[family], 8080).startswith("a1")
+
+
+def test_shut_bridges_keep_containers_from_the_hosts_loopback(town: Town) -> None:
+    firewall = NftablesFirewall()
+    apply(firewall, town.rules())
+    nft("flush ruleset")
+    frame = udp(town.host.mac("br-a"), town.a1.mac("eth0"), ip("a1", 4), "127.0.0.1", 5300, b"let me in")
+    with town.host.socket(socket.AF_INET, socket.SOCK_DGRAM) as server:
+        server.bind(("127.0.0.1", 5300))
+        server.settimeout(BRIEF)
+        with town.a1.socket(socket.AF_PACKET, socket.SOCK_RAW) as wire:
+            wire.bind(("eth0", 0))
+            wire.send(frame)
+            assert server.recv(100) == b"let me in", "it is our rules that keep it out"
+            firewall.shut(["br-a"])
+            wire.send(frame)
+            with pytest.raises(TimeoutError):
+                server.recv(100)
+
+
+def test_an_open_connection_to_a_published_port_is_not_reset_while_bridges_are_shut(town: Town) -> None:
+    firewall, want = NftablesFirewall(), town.rules() | published("a1", 4, 8080, 90)
     apply(firewall, want)
-    for _ in range(2):  # whoever is shut already stays so
-        firewall.shut(["br-a", "br-b"])
-    assert town.try_(town.lan, HOST[family], 8080) == "timeout"
-    assert town.try_(town.a1, LAN[family], 80) == "timeout"
-    assert town.ask(town.host, ip("a1", family), 80).startswith("a1")
-    assert town.ask(town.a1, ip("a2", family), 80).startswith("a2")
-    assert firewall.drift(want) == ["firewall table inet trestle-closed stands, so that nothing passes our bridges"]
-    assert firewall.leftovers()[-1] == "firewall table inet trestle-closed belongs to nothing"
-    assert firewall.disturbed(), "it is to be looked at again, should whoever opens it have failed"
-    assert firewall.replace(want) == []
-    assert (firewall.drift(want), firewall.disturbed()) == ([], False)
-    assert town.ask(town.lan, HOST[family], 8080).startswith("a1")
+    with (
+        town.a1.socket(socket.AF_INET, socket.SOCK_STREAM) as server,
+        town.lan.socket(socket.AF_INET, socket.SOCK_STREAM) as client,
+    ):
+        server.bind((ip("a1", 4), 90))
+        server.listen()
+        client.settimeout(PATIENCE)
+        client.connect((HOST[4], 8080))
+        with server.accept()[0] as accepted:
+            nft("flush ruleset")
+            firewall.shut(["br-a"])
+            client.send(b"still there?")
+            accepted.settimeout(BRIEF)
+            with pytest.raises(TimeoutError):
+                accepted.recv(100)
+            firewall.replace(want)
+            accepted.settimeout(PATIENCE)
+            assert accepted.recv(100) == b"still there?"
 
 
 def test_bridges_that_are_ours_are_shut_by_their_group(town: Town) -> None:

@@ -275,14 +275,61 @@ def test_what_got_in_while_the_rules_were_gone_is_not_let_go_on(tmp_path: Path) 
             client.settimeout(PATIENCE)
             client.connect((site.web.ip4, 90))
             with server.accept()[0] as accepted:
-                site.driver.healer.tell(Change(firewall=True))
+                site.driver._changed(Change(firewall=True))  # what the watcher calls
                 until("all is well", lambda: site.driver.healer.mends > 0 and site.driver.check() == [])
+                site.driver.flusher.drain()
                 client.send(b"let me in")
                 accepted.settimeout(BRIEF)
                 with pytest.raises(TimeoutError):
                     accepted.recv(100)
         assert site.answers()
         assert site.flow.goes_on()
+
+
+def shut(chain: str = "forward") -> str:
+    listed = ["nft", "list", "chain", "inet", "trestle-closed", chain]
+    return subprocess.run(listed, capture_output=True, text=True, check=False).stdout
+
+
+def test_bridges_stay_shut_while_a_mend_waits_whatever_is_done_to_the_rules(
+    site: Site, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(site.driver.healer, "tell", lambda change: None)  # as if it waited for ever
+    for _ in range(3):
+        subprocess.run(["nft", "flush", "ruleset"], check=True)
+        until("the bridges are shut", lambda: "drop" in shut())
+    monkeypatch.undo()
+    site.driver.healer.tell(Change(firewall=True))
+    until("all is well", lambda: site.driver.check() == [])
+    assert site.answers()
+    assert site.flow.goes_on()
+
+
+def test_a_bridge_that_we_did_not_make_is_shut_by_its_name(site: Site, monkeypatch: pytest.MonkeyPatch) -> None:
+    subprocess.run(["ip", "link", "add", "br-own", "type", "bridge"], check=True)
+    libnetwork = Libnetwork(site.driver, site.world)
+    libnetwork.network("10.71.0.0/24", bridge__name="br-own")
+    monkeypatch.setattr(site.driver.healer, "tell", lambda change: None)
+    subprocess.run(["nft", "flush", "ruleset"], check=True)
+    until("the bridge is shut", lambda: 'oifname "br-own" drop' in shut())
+    assert 'iifname "br-own"' in shut("raw")
+
+
+def test_a_daemon_that_ends_opens_what_it_has_shut(
+    world: World, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    driver = Driver(Settings(state_dir=tmp_path))
+    driver.watch()
+    driver.start()
+    site = Site(world, driver)
+    monkeypatch.setattr(driver.healer, "tell", lambda change: None)
+    subprocess.run(["nft", "flush", "ruleset"], check=True)
+    until("the bridges are shut", lambda: "drop" in shut())
+    driver.close()
+    assert not shut()
+    assert site.answers()
+    assert site.flow.goes_on()
+    site.flow.close()
 
 
 def test_bridges_are_opened_again_although_the_first_mend_failed(site: Site, monkeypatch: pytest.MonkeyPatch) -> None:

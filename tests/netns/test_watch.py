@@ -43,6 +43,7 @@ def nothing(told: queue.Queue[Change]) -> None:
         (["nft", "flush ruleset"], True, True),
         (["nft", "delete table inet trestle"], True, False),
         (["nft", "delete table bridge trestle"], True, False),
+        (["nft", "add table inet trestle-closed"], True, False),
         (["nft", "flush chain inet trestle gate"], True, False),
         (["nft", "add element inet trestle bridges { x }"], True, False),
         (["nft", "delete table ip filter"], False, True),
@@ -91,7 +92,9 @@ def test_our_own_changes_are_no_news(changes: queue.Queue[Change]) -> None:
     for port in range(20):
         fact = PublishedPorts("br-a", 6, "0.0.0.0", 8000 + port, "10.0.0.2", 80)
         firewall.change(add=Ruleset(published=frozenset({fact})))
+    firewall.shut()
     Hook().ensure()
+    firewall.replace(Ruleset())
     nothing(changes)
 
 

@@ -6,6 +6,7 @@ import threading
 
 from driver.heal import Healer, Patience
 from driver.watch import Change
+from tests.waiting import wait_until
 
 PATIENCE = 5.0
 
@@ -14,7 +15,7 @@ def test_single_mends_never_wait() -> None:
     patience = Patience(often=3, window=10)
     for now in range(0, 200, 20):
         patience.mended(now)
-        assert patience.delay == 0
+        assert patience.delay(now) == 0
 
 
 def test_a_fight_waits_longer_each_round_up_to_a_limit() -> None:
@@ -22,9 +23,9 @@ def test_a_fight_waits_longer_each_round_up_to_a_limit() -> None:
     delays = []
     now = 0.0
     for _ in range(8):
-        now += 1 + patience.delay
+        now += 1 + patience.delay(now)
         patience.mended(now)
-        delays.append(patience.delay)
+        delays.append(patience.delay(now))
     assert delays == [0, 0, 0, 1, 2, 4, 5, 5]
 
 
@@ -32,9 +33,10 @@ def test_peace_ends_the_wait() -> None:
     patience = Patience(often=2, window=10, longest=5)
     for now in (0, 1, 2):
         patience.mended(now)
-    assert patience.delay
+    assert patience.delay(2)
+    assert patience.delay(1000) == 0
     patience.mended(1000)
-    assert patience.delay == 0
+    assert patience.delay(1000) == 0
 
 
 def test_changes_told_while_one_is_mended_come_together_afterwards() -> None:
@@ -75,3 +77,22 @@ def test_what_was_mended_is_counted_and_told() -> None:
     assert healer.mends == 1
     assert healer.last is not None
     assert (healer.last["by"], healer.last["lines"]) == (["ip"], ["bridge br-0 is down"])
+
+
+def test_a_fault_of_ours_does_not_end_it() -> None:
+    done = threading.Event()
+
+    def mend(change: Change) -> list[str]:
+        if change.firewall:
+            raise ZeroDivisionError("no luck")
+        done.set()
+        return []
+
+    healer = Healer(mend)
+    healer.tell(Change(firewall=True, by={"nft"}))
+    wait_until("the fault is told", lambda: healer.mends == 1)
+    healer.tell(Change(hook=True))
+    assert done.wait(PATIENCE)
+    healer.close()
+    assert healer.last is not None
+    assert healer.last["lines"] == ["ZeroDivisionError: no luck"]

@@ -12,6 +12,7 @@ from driver.plan import (
     Plan,
     Veth,
     bridge_name,
+    closed_pools,
     endpoint_mac,
     gateway_of,
     plan_all,
@@ -209,3 +210,17 @@ def test_the_plan_of_everything_is_the_union() -> None:
     made, other = network(), endpoint(bindings=())
     assert plan_all([made], [other]) == plan_network(made) | plan_endpoint(made, other)
     assert plan_all([], []) == Plan()
+
+
+@pytest.mark.parametrize(
+    ("options", "pools"),
+    [
+        ({}, ["10.0.0.0/24", "fd00::/64"]),
+        ({"gateway_mode_ipv4": "routed"}, ["fd00::/64"]),
+        ({"gateway_mode_ipv6": "nat-unprotected"}, ["10.0.0.0/24"]),
+        ({"trusted_host_interfaces": ("wg0",)}, []),
+        ({"trusted_host_interfaces": ("wg0",), "internal": True}, ["10.0.0.0/24", "fd00::/64"]),
+    ],
+)
+def test_pools_into_which_only_published_ports_lead(options: dict[str, object], pools: list[str]) -> None:
+    assert list(closed_pools([network(V4, V6, **options)])) == pools
