@@ -32,6 +32,7 @@ class Place(Protocol):
 
 
 TOLERATED = 0.001  # of all connections and questions
+RUNS = 5  # for one in which there were no more
 
 
 class Answer(NamedTuple):
@@ -72,16 +73,19 @@ def running(place: Place, *command: str, ready: str | None = None) -> Iterator[N
 
 
 def client(program: str, place: Place, what: str, host: str, port: int, seconds: float) -> Answer:
-    """One run of a netbench client; AssertionError when more than one in a thousand did not come through.
+    """One run of a netbench client in which at most one in a thousand did not come through; else it is run again.
 
     Docker's proxy now and then lets a connection wait for half a second, which netbench calls a failure.
+    AssertionError when that does not help.
     """
-    said = _output(place, program, what, host, str(port), str(seconds))
-    rate, median, _, p99, failed = map(float, said.split())
-    if failed:
-        print(f"bench: {what} {host} {port}: {failed:.0f} failed, {rate:.0f} per second did not", file=sys.stderr)
-    assert failed <= rate * seconds * TOLERATED, f"{what} {host} {port}: {failed:.0f} failures"
-    return Answer(rate, median, p99)
+    for _ in range(RUNS):
+        said = _output(place, program, what, host, str(port), str(seconds))
+        rate, median, _, p99, failed = map(float, said.split())
+        if failed:
+            print(f"bench: {what} {host} {port}: {failed:.0f} failed, {rate:.0f} per second did not", file=sys.stderr)
+        if failed <= rate * seconds * TOLERATED:
+            return Answer(rate, median, p99)
+    raise AssertionError(f"{what} {host} {port}: {failed:.0f} failures in the last of {RUNS} runs")
 
 
 def _output(place: Place, *command: str) -> str:

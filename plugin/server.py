@@ -209,6 +209,7 @@ class _Application(BaseApplication):  # type: ignore[misc]  # gunicorn ships no 
             "control_socket_disable": True,
             "logger_class": _Logger,
             "worker_tmp_dir": str(directory) if directory.is_dir() else None,
+            "pre_fork": lambda arbiter, worker: memory.keep_shared(),
             "post_fork": lambda arbiter, worker: _end_with_parent(),
             "worker_exit": lambda arbiter, worker: self.close(),
             "proc_name": "trestle",
