@@ -117,13 +117,16 @@ def main() -> int:
             failed.append(name)
             traceback.print_exc()
     facts["took"] = f"{(time.monotonic() - began) / 60:.1f} minutes"
-    report.write(chosen.out, facts, rows)
+    measured = [{**row.summary(), "date": facts["date"]} for row in rows]
+    page = [*report.kept(chosen.out, facts, {row["group"] for row in measured}), *measured]
+    page.sort(key=lambda row: list(PARTS).index(row["group"]))
+    report.write(chosen.out, facts, page)
     progress("")
-    judged = [row for row in rows if row.reached is not None]
-    reached = sum(bool(row.reached) for row in judged)
+    judged = [row for row in page if row["reached"] is not None]
+    reached = sum(bool(row["reached"]) for row in judged)
     with contextlib.suppress(ValueError):
         chosen.out = chosen.out.relative_to(Path.cwd())
-    print(f"bench: {len(rows)} rows, {reached} of {len(judged)} goals reached; see {chosen.out}/README.md")
+    print(f"bench: {len(page)} rows, {reached} of {len(judged)} goals reached; see {chosen.out}/README.md")
     if failed:
         print(f"bench: {', '.join(failed)} broke off and is not in it; the reason stands above", file=sys.stderr)
     return bool(failed)

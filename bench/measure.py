@@ -97,6 +97,9 @@ class Row:
             "how": self.how,
             "note": self.note,
             "more_is_better": self.more,
+            "chart": self.chart,
+            "x": self.x,
+            "aside": list(self.aside),
         }
 
 

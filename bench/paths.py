@@ -9,8 +9,8 @@ from dataclasses import dataclass
 from bench.containers import BRIDGE, TRESTLE
 from bench.docker import Docker, engines
 from bench.measure import Row, Series, paired, progress, turn
-from bench.tools import Answer, Place, client, compiled, redis, redis_benchmark, running, web, wrk
-from tests.engine.machine import HOST4, NetworkNamespace
+from bench.tools import Answer, Place, client, compiled, inside, redis, redis_benchmark, running, web, wrk
+from tests.engine.machine import HOST4, NetworkNamespace, run
 
 NATIVE = "no container"
 SERVE, REDIS, WEB = 5000, 6379, 8000  # ports inside; SERVE takes three
@@ -80,6 +80,8 @@ def measure(suite: str, seconds: float, rounds: int, *, requests: int, only: Seq
     with contextlib.ExitStack() as undo:
         docker, _ = undo.enter_context(engines(suite, both=False))
         town = Town(docker, undo)
+        # Docker's proxy makes a connection of its own for each, and would be out of ports before a run is over.
+        run(*inside(town.host, "sh", "-c", "echo 1 >/proc/sys/net/ipv4/tcp_tw_reuse"))
         program = undo.enter_context(compiled())
         for place in town.places:
             undo.enter_context(running(place, program, "serve", str(SERVE), ready="ready"))

@@ -76,7 +76,7 @@ def client(program: str, place: Place, what: str, host: str, port: int, seconds:
     """One run of a netbench client in which at most one in a thousand did not come through; else it is run again.
 
     Docker's proxy now and then lets a connection wait for half a second, which netbench calls a failure.
-    AssertionError when that does not help.
+    AssertionError when running it again does not help.
     """
     for _ in range(RUNS):
         said = _output(place, program, what, host, str(port), str(seconds))
