@@ -48,7 +48,7 @@ PARTS = {
     ),
     "paths": Part(
         lambda suite: paths.measure(suite, 0.5, 2, requests=15000),
-        lambda suite: paths.measure(suite, 1.0, 11, requests=50000),
+        lambda suite: paths.measure(suite, 0.7, 7, requests=30000),
     ),
     "calls": Part(
         lambda _: calls.verbs(120) + calls.addresses(1500, "10.70.0.0/16"),
