@@ -82,7 +82,7 @@ def measure(suite: str, seconds: float, rounds: int, *, requests: int, only: Seq
     with contextlib.ExitStack() as undo:
         docker, _ = undo.enter_context(engines(suite, both=False))
         town = Town(docker, undo)
-        # Docker's proxy makes a connection of its own for each, and would be out of ports before a run is over.
+        # Docker's proxy makes a connection of its own for each that it accepts, so that ports are needed twice.
         run(*inside(town.host, "sh", "-c", "echo 1 >/proc/sys/net/ipv4/tcp_tw_reuse"))
         program = undo.enter_context(compiled())
         for place in town.places:
