@@ -148,15 +148,15 @@ def _row(name: str, metric: Metric, ways: Mapping[str, Way], rounds: int) -> Row
     for number in range(rounds):
         progress(f"paths, {name}, {what}: {number + 1} of {rounds}")
         try:
-            answers = [(variant, ask(way)) for variant, way in turn(ways.items(), number)]
+            answers = {variant: ask(way) for variant, way in turn(ways.items(), number)}
         except AssertionError as fault:
             if number < ENOUGH:
                 raise
             print(f"bench: {name}, {what}, after {number} rounds: {fault}", file=sys.stderr)
             note = f"ended after {number} rounds of {rounds}, in the next a connection was not answered any more"
             break
-        for variant, answer in sorted(answers, key=lambda one: list(ways).index(one[0])):
-            series.add(variant, answer)
+        for variant in ways:
+            series.add(variant, answers[variant])
     row = _judged(name, what, series, unit, NETBENCH + _SAID[what], more=more)
     row.note = "; ".join(filter(None, (row.note, note)))
     return row

@@ -256,6 +256,7 @@ class Driver:
                 self.firewall.shut(adopted)
         except TrestleError as error:
             log.error("our bridges could not be shut: %s", error)
+            return
         log.warning("%s changed our rules; our bridges are shut until they are right", change.names)
 
     def _heal(self, change: Change) -> list[str]:

@@ -125,7 +125,7 @@ class NftablesFirewall:
                     lines += differences
                     text += self._mend(table, wanted, found)
             if ("inet", CLOSED) in there:
-                text.append(f"delete table inet {CLOSED}")
+                text += [f"add table inet {CLOSED}", f"delete table inet {CLOSED}"]  # or somebody else has by now
             if text:
                 self._nft.run("\n".join(text))
             self._shut = False
